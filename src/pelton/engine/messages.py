@@ -1,0 +1,93 @@
+"""What the server process and an engine process say to each other: msgpack over ZeroMQ, one Struct per message.
+
+The client's DEALER socket connects to the engine's ROUTER socket on a Unix socket. No message carries code.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pelton.types import Output, Request
+
+
+class Add(msgspec.Struct, tag="add", array_like=True):
+    """A request to run."""
+
+    request: Request
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True):
+    """The client left or gave up: stop all completions of the request."""
+
+    request_id: str
+
+
+class Finish(msgspec.Struct, tag="finish", array_like=True):
+    """A stop string ended completion `index` after `num_tokens` output tokens; later ones do not count."""
+
+    request_id: str
+    index: int
+    num_tokens: int
+
+
+class GetStats(msgspec.Struct, tag="get_stats", array_like=True):
+    """Ask for `Stats`."""
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
+    """End the engine process once the current step is done."""
+
+
+ToEngine = Add | Cancel | Finish | GetStats | Shutdown
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True):
+    """The engine has loaded and will take requests."""
+
+    max_seq_len: int
+    max_input_len: int
+    max_batch_size: int
+    num_blocks: int
+    tokens_per_block: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+
+
+class Failed(msgspec.Struct, tag="failed", array_like=True):
+    """The engine could not start, or a step broke it; the process ends after this."""
+
+    kind: str
+    """Class name of the error, from pelton.errors where it is one of ours."""
+    message: str
+
+
+class Outputs(msgspec.Struct, tag="outputs", array_like=True):
+    """News of one step for this client."""
+
+    outputs: list[Output]
+
+
+class Stats(msgspec.Struct, tag="stats", array_like=True):
+    """The engine's state at one moment and its counters since start."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks_used: int
+    num_blocks_free: int
+    """Never used or holding an unreferenced prefix."""
+    num_blocks_cached: int
+    """Of the free ones, those that still hold a prefix."""
+    num_steps: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+    step_host_ms: float
+    """Median over recent steps of the loop's own Python time, waiting excluded."""
+
+
+FromEngine = Ready | Failed | Outputs | Stats
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
