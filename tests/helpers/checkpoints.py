@@ -177,6 +177,8 @@ def _randomize(model: PreTrainedModel) -> None:
             if parameter.dim() == 1:
                 is_norm = name.endswith("norm.weight") or "layernorm" in name
                 center = 1.0 if is_norm and not is_gemma else 0.0
+                if is_gemma and name == "model.norm.weight":
+                    center = 2.0  # its embeddings are the head, and they are small
                 parameter.normal_(center, 0.2)
             elif "embed_tokens" in name:
                 # Small beside what the layers add: a tied head would otherwise repeat the last token for ever.
