@@ -1,0 +1,197 @@
+"""The server's side of an engine process: starts it, sends requests, hands each its news. asyncio, no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from pelton import errors
+from pelton.config import ExecutorConfig, to_dict
+from pelton.engine import messages
+from pelton.engine.messages import Ready, Stats
+from pelton.errors import EngineDeadError, PeltonError, RequestError
+from pelton.types import Output, Request
+
+
+class EngineClient:
+    """One engine process and the requests in it.
+
+    Make it with `await EngineClient.start(engine_dir, config)`. All methods belong to one event loop.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, folder: str):
+        self._process = process
+        self._socket = socket
+        self._folder = folder
+        self._queues: dict[str, asyncio.Queue[Output | None]] = {}
+        self._open: dict[str, set[int]] = {}  # request id -> completions whose end is not known here
+        self._stats_waiters: list[asyncio.Future[Stats]] = []
+        self._failure: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.ready: Ready
+
+    @classmethod
+    async def start(cls, engine_dir: Path, config: ExecutorConfig) -> EngineClient:
+        """Starts the process and waits until it has loaded.
+
+        Raises:
+            EngineError, ConfigError, CapacityError: as the engine found on loading; EngineDeadError: it just died.
+        """
+        folder = tempfile.mkdtemp(prefix="pelton-")  # private to this user; a Unix path must stay under 108 bytes
+        address = f"ipc://{folder}/engine"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pelton.engine.process", "--engine", str(engine_dir), "--address", address,
+            "--config", json.dumps(to_dict(config)), stdin=asyncio.subprocess.PIPE)
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            socket.setsockopt(option, 0)
+        socket.connect(address)
+        client = cls(process, socket, folder)
+        try:
+            client.ready = await client._wait_ready()
+        except BaseException:
+            await client._tear_down()
+            raise
+        client._tasks = [asyncio.create_task(client._receive()), asyncio.create_task(client._watch())]
+        return client
+
+    @property
+    def is_alive(self) -> bool:
+        return self._failure is None
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        """Runs a request; yields its news until all n completions have ended. Closing the iterator cancels it.
+
+        Raises:
+            RequestError: its id is in use. EngineDeadError: the process ended.
+        """
+        self._check_alive()
+        request_id = request.request_id
+        if request_id in self._queues:
+            raise RequestError(f"request_id {request_id!r} is in use", param="request_id")
+        news: asyncio.Queue[Output | None] = asyncio.Queue()
+        still_open = set(range(request.sampling_params.n))
+        self._queues[request_id], self._open[request_id] = news, still_open
+        try:
+            await self._send(messages.Add(request))
+            while still_open:
+                output = await news.get()
+                if output is None:
+                    self._check_alive()
+                    continue  # `finish` ended a completion
+                if output.index in still_open:
+                    if output.finish_reason is not None:
+                        still_open.discard(output.index)
+                    yield output
+        finally:
+            del self._queues[request_id], self._open[request_id]
+            if still_open and self._failure is None:
+                # Not awaited: this may run while the task is being cancelled. The socket has no high-water mark.
+                self._socket.send(messages.encode(messages.Cancel(request_id)))
+
+    async def finish(self, request_id: str, index: int, num_tokens: int) -> None:
+        """A stop string ended completion `index` after `num_tokens` output tokens; no more news of it follows."""
+        still_open = self._open.get(request_id)
+        if still_open is not None and index in still_open:
+            still_open.discard(index)
+            self._queues[request_id].put_nowait(None)
+            await self._send(messages.Finish(request_id, index, num_tokens))
+
+    async def stats(self) -> Stats:
+        """The engine's state at one moment between two steps."""
+        self._check_alive()
+        waiter: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
+        self._stats_waiters.append(waiter)
+        await self._send(messages.GetStats())
+        return await waiter
+
+    async def shutdown(self) -> None:
+        """Asks the process to end and waits for it; kills it after ten seconds."""
+        if self._failure is None:
+            self._failure = "it was shut down"
+            with contextlib.suppress(zmq.ZMQError):
+                await self._socket.send(messages.encode(messages.Shutdown()))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._process.wait(), 10)
+        self._wake_all()
+        await self._tear_down()
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineDeadError(f"the engine process has ended: {self._failure}")
+
+    async def _send(self, message: messages.ToEngine) -> None:
+        self._check_alive()
+        await self._socket.send(messages.encode(message))
+
+    async def _wait_ready(self) -> Ready:
+        await self._socket.send(messages.encode(messages.GetStats()))  # tells the engine who is asking
+        receive = asyncio.ensure_future(self._socket.recv())
+        ended = asyncio.ensure_future(self._process.wait())
+        await asyncio.wait({receive, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not receive.done():  # its last words may still be on the way
+            await asyncio.wait({receive}, timeout=0.5)
+        ended.cancel()
+        if not receive.done():
+            receive.cancel()
+            raise EngineDeadError(f"the engine process ended with code {self._process.returncode} while loading; "
+                                  "its own messages are above")
+        message = messages.decode_from_engine(receive.result())
+        if isinstance(message, messages.Failed):
+            kind = getattr(errors, message.kind, EngineDeadError)
+            raise kind(message.message) if issubclass(kind, PeltonError) else EngineDeadError(message.message)
+        assert isinstance(message, Ready)
+        return message
+
+    async def _receive(self) -> None:
+        while True:
+            message = messages.decode_from_engine(await self._socket.recv())
+            match message:
+                case messages.Outputs(outputs):
+                    for output in outputs:
+                        news = self._queues.get(output.request_id)
+                        if news is not None:
+                            news.put_nowait(output)
+                case Stats():
+                    if self._stats_waiters:
+                        waiter = self._stats_waiters.pop(0)
+                        if not waiter.done():
+                            waiter.set_result(message)
+                case messages.Failed(kind, text):
+                    self._fail(f"{kind}: {text}")
+
+    async def _watch(self) -> None:
+        code = await self._process.wait()
+        self._fail(f"exit code {code}")
+
+    def _fail(self, reason: str) -> None:
+        if self._failure is None:
+            self._failure = reason
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for news in self._queues.values():
+            news.put_nowait(None)
+        for waiter in self._stats_waiters:
+            if not waiter.done():
+                waiter.set_exception(EngineDeadError(f"the engine process has ended: {self._failure}"))
+        self._stats_waiters.clear()
+
+    async def _tear_down(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        self._socket.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
