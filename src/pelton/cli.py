@@ -1,0 +1,192 @@
+"""The `pelton` command: one function per subcommand. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pelton.errors import PeltonError
+
+Command = Callable[[list[str]], int]
+
+
+def _parser(name: str, about: str) -> argparse.ArgumentParser:
+    width = min(110, int(os.environ.get("COLUMNS", "100")))
+    return argparse.ArgumentParser(prog=f"pelton {name}", description=about, allow_abbrev=False,
+                                   formatter_class=lambda prog: argparse.HelpFormatter(prog, 30, width))
+
+
+def _options(cls: type, name: str, about: str, argv: list[str], *positional: str) -> Any:
+    """Parses a command whose options are exactly one dataclass."""
+    from pelton.options import add_options, read_options
+
+    parser = _parser(name, about)
+    add_options(parser, cls, positional=positional)
+    return read_options(cls, parser.parse_args(argv))
+
+
+def doctor(argv: list[str]) -> int:
+    """is this machine ready? each problem with its mend"""
+    from pelton.doctor import DoctorOptions, run_doctor
+
+    return run_doctor(_options(DoctorOptions, "doctor", doctor.__doc__, argv))
+
+
+def plan(argv: list[str]) -> int:
+    """memory ledger, KV capacity and predicted speed of a model on a GPU; needs no GPU"""
+    from pelton.build.plan import PlanOptions, run_plan
+
+    return run_plan(_options(PlanOptions, "plan", plan.__doc__, argv, "model"))
+
+
+def convert(argv: list[str]) -> int:
+    """checkpoint -> named, fused, sharded tensors"""
+    from pelton.checkpoint.convert import ConvertOptions, run_convert
+
+    return run_convert(_options(ConvertOptions, "convert", convert.__doc__, argv, "model"))
+
+
+def build(argv: list[str]) -> int:
+    """checkpoint -> engine directory"""
+    from pelton.build.write import BuildOptions, run_build
+
+    return run_build(_options(BuildOptions, "build", build.__doc__, argv, "model"))
+
+
+def engine(argv: list[str]) -> int:
+    """engine show: what is inside an engine directory, for which GPU, what it measured"""
+    return _subcommand("engine", {"show": engine_show}, argv)
+
+
+def engine_show(argv: list[str]) -> int:
+    """what is inside an engine directory"""
+    from pelton.build.show import ShowOptions, run_show
+
+    return run_show(_options(ShowOptions, "engine show", engine_show.__doc__, argv, "engine"))
+
+
+def generate(argv: list[str]) -> int:
+    """one-off generation from a terminal, streaming"""
+    from pelton.config import BuildConfig, ExecutorConfig
+    from pelton.engine.generate import GenerateOptions, run_generate
+    from pelton.options import add_options, given_options, read_options
+
+    parser = _parser("generate", generate.__doc__)
+    add_options(parser, GenerateOptions, BuildConfig, ExecutorConfig, positional=("model", "prompt"))
+    args = parser.parse_args(argv)
+    return run_generate(read_options(GenerateOptions, args), given_options((BuildConfig, ExecutorConfig), args))
+
+
+def serve(argv: list[str]) -> int:
+    """OpenAI server, metrics, playground page"""
+    from pelton.config import BuildConfig, ExecutorConfig, ServeConfig
+    from pelton.engine.options import resolve_engine
+    from pelton.options import add_options, given_options, read_options
+    from pelton.server.launch import run_serve
+
+    parser = _parser("serve", serve.__doc__)
+    parser.add_argument("model", metavar="MODEL|ENGINE", nargs="?", default="pelton-tiny",
+                        help="checkpoint, hub id or engine directory (default: pelton-tiny)")
+    add_options(parser, ServeConfig, BuildConfig, ExecutorConfig)
+    args = parser.parse_args(argv)
+    serve_config = read_options(ServeConfig, args)
+    engine_dir, run = resolve_engine(args.model, given_options((BuildConfig, ExecutorConfig), args))
+    return run_serve(engine_dir, serve_config, run, model_name=serve_config.served_model_name or args.model)
+
+
+def bench(argv: list[str]) -> int:
+    """throughput of an engine offline; any server over HTTP; sweeps; reports"""
+    return _subcommand("bench", {"throughput": bench_throughput, "serve": bench_serve, "sweep": bench_sweep,
+                                 "report": bench_report}, argv)
+
+
+def bench_throughput(argv: list[str]) -> int:
+    """offline tokens/s of an engine in this process, per batch size"""
+    from pelton.bench.offline import record_throughput
+    from pelton.config import BuildConfig, ExecutorConfig
+    from pelton.engine.offline import ThroughputOptions, measure_throughput
+    from pelton.options import add_options, given_options, read_options
+
+    parser = _parser("bench throughput", bench_throughput.__doc__)
+    add_options(parser, ThroughputOptions, BuildConfig, ExecutorConfig, positional=("model",))
+    args = parser.parse_args(argv)
+    options = read_options(ThroughputOptions, args)
+    runs = measure_throughput(options, given_options((BuildConfig, ExecutorConfig), args))
+    return record_throughput(runs, model=options.model, output=options.output, as_json=options.json)
+
+
+def bench_serve(argv: list[str]) -> int:
+    """one prompt size against a server, without and with streaming, at each concurrency"""
+    from pelton.bench.options import ServeOptions
+    from pelton.bench.serve import run_serve
+
+    return run_serve(_options(ServeOptions, "bench serve", bench_serve.__doc__, argv, "url"))
+
+
+def bench_sweep(argv: list[str]) -> int:
+    """concurrency x prompt tokens against a server, with report"""
+    from pelton.bench.options import SweepOptions
+    from pelton.bench.sweep import run_sweep
+
+    return run_sweep(_options(SweepOptions, "bench sweep", bench_sweep.__doc__, argv, "url"))
+
+
+def bench_report(argv: list[str]) -> int:
+    """the report of a stored result, made again"""
+    from pelton.bench.options import ReportOptions
+    from pelton.bench.report.command import run_report
+
+    return run_report(_options(ReportOptions, "bench report", bench_report.__doc__, argv, "results"))
+
+
+COMMANDS: dict[str, Command] = {
+    "doctor": doctor, "plan": plan, "convert": convert, "build": build, "engine": engine, "generate": generate,
+    "serve": serve, "bench": bench,
+}
+
+
+def _subcommand(name: str, commands: dict[str, Command], argv: list[str]) -> int:
+    """Runs the subcommand argv[0] names, or prints the list of them."""
+    prog = f"pelton {name}".strip()
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    out = sys.stdout if argv and argv[0] in ("-h", "--help") else sys.stderr
+    if argv and out is sys.stderr:
+        print(f"{prog}: unknown command {argv[0]!r}", file=out)
+    print(f"usage: {prog} COMMAND [OPTIONS]   ({prog} COMMAND --help lists the options)\n", file=out)
+    for word, command in commands.items():
+        print(f"  {word:<12}{command.__doc__}", file=out)
+    return 0 if out is sys.stdout else 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0, 1 for a PeltonError, 2 for wrong usage, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] in (["--version"], ["-V"]):
+        from pelton import __version__
+
+        print(f"pelton {__version__}")
+        return 0
+    try:
+        return _subcommand("", COMMANDS, argv)
+    except PeltonError as error:
+        print(f"pelton: error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "safetensors", "triton", "xgrammar", "numpy"):
+            raise
+        print(f"pelton: error: this command needs {error.name}; install the engine with pip install 'pelton[engine]'",
+              file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
