@@ -191,8 +191,8 @@ class LLM:
             assert text is not None
             ids = self.tokenizer.encode(text)
         if params.bad_words:
-            params = msgspec.structs.replace(
-                params, bad_words_token_ids=params.bad_words_token_ids + self.tokenizer.encode_bad_words(params.bad_words))
+            banned = params.bad_words_token_ids + self.tokenizer.encode_bad_words(params.bad_words)
+            params = msgspec.structs.replace(params, bad_words_token_ids=banned)
         return Request(ids, sampling_params=params), text
 
 
@@ -200,10 +200,9 @@ def _read_prompt(prompt: Prompt) -> tuple[str | None, list[int] | None]:
     if isinstance(prompt, str):
         return prompt, None
     if isinstance(prompt, dict):
-        unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-        if unknown or not prompt:
-            raise RequestError(f"prompt: unknown key {sorted(unknown)}; use 'prompt' or 'prompt_token_ids'"
-                               if unknown else "prompt: an empty dict; give 'prompt' or 'prompt_token_ids'", param="prompt")
+        if not prompt or set(prompt) - {"prompt", "prompt_token_ids"}:
+            raise RequestError(f"prompt has the keys {sorted(prompt)}; give 'prompt' or 'prompt_token_ids'",
+                               param="prompt")
         ids = prompt.get("prompt_token_ids")
         return prompt.get("prompt"), None if ids is None else [int(i) for i in ids]
     try:
