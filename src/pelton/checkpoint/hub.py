@@ -23,7 +23,7 @@ _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 def resolve_model(name: str, *, revision: str | None = None, endpoint: str | None = None,
                   cache_dir: Path | None = None) -> Path:
-    """The folder of a model: of the shipped one, a local one as it is, or a hub model's, downloaded with a progress bar.
+    """The folder of a model: of the shipped one, a local one as it is, or a hub model's, fetched with progress.
 
     A local path never touches the network. A hub model that cannot be looked up because the hub is out of reach is
     taken from the cache of earlier downloads when it is complete there.
@@ -133,8 +133,8 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise CheckpointError(f"{name}: access is gated; accept its terms on the model's page, then run `hf auth login` "
-                              "or set HF_TOKEN to a token of that account") from None
+        raise CheckpointError(f"{name}: access is gated; accept its terms on the model's page, then run `hf auth "
+                              "login` or set HF_TOKEN to a token of that account") from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{name}: no such revision {revision!r} on the hub") from None
     except errors.RepositoryNotFoundError:
