@@ -1,0 +1,1 @@
+"""Drawing the next token: `reference` is the oracle, `cpu` the batched form, `random` the random stream of both."""
