@@ -21,6 +21,9 @@ from pelton.types import SamplingParams
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+_PROBE_CHARS = 16  # per token, more than common text has
+_PROBE_MARGIN = 64  # tokens by which a cut may change the count
+
 
 class Tokenizer:
     """Encodes, decodes and renders conversations. Make it with `Tokenizer.from_dir`.
@@ -74,12 +77,28 @@ class Tokenizer:
             _ = tokenizer.chat_template  # an invalid one is refused now, not at the first request
         return tokenizer
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None) -> list[int]:
         """Token ids of a text, with the special tokens (bos) the tokenizer puts around a plain text unless told not to.
 
         In a conversation the chat template has put them already: encode its text with add_special_tokens=False.
+
+        Args:
+            max_tokens: of a text that is clearly longer only a beginning is encoded, itself longer than this, so that
+                a hostile text costs no more than an honest one.
         """
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        end = len(text)
+        if max_tokens is not None:
+            end = _PROBE_CHARS * (max_tokens + _PROBE_MARGIN)
+            while end < len(text):
+                ids = self._encode(text[:end], add_special_tokens)
+                if len(ids) > max_tokens + _PROBE_MARGIN:
+                    return ids
+                end *= 4
+        return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # The batch call releases the interpreter lock and computes no offsets; the plain one does neither.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
@@ -124,11 +143,17 @@ class Tokenizer:
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def encode_chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True,
-                    add_special_tokens: bool = False, **kwargs: Any) -> list[int]:
-        """Token ids of a conversation. With add_special_tokens, bos comes once even if the template wrote it."""
+                    add_special_tokens: bool = False, *, max_tokens: int | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a conversation. With add_special_tokens, bos comes once even if the template wrote it.
+
+        Args:
+            max_tokens: as in `encode`.
+            kwargs: further variables for the template.
+        """
         text = self.apply_chat_template(messages, add_generation_prompt, **kwargs)
         bos = self.special_tokens.get("bos_token")
-        return self.encode(text, add_special_tokens=add_special_tokens and not (bos and text.startswith(bos)))
+        add_special_tokens = add_special_tokens and not (bos and text.startswith(bos))
+        return self.encode(text, add_special_tokens, max_tokens=max_tokens)
 
     def _id_of(self, name: str) -> int | None:
         text = self.special_tokens.get(name)

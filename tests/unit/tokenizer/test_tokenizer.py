@@ -128,6 +128,20 @@ def test_without_a_decoder_words_are_joined_by_spaces():
     assert Tokenizer(backend).decode([1, 2, 1]) == "a b a" == backend.decode([1, 2, 1])
 
 
+@pytest.mark.parametrize("family", [byte_level, byte_fallback])
+@pytest.mark.parametrize("text", ["the fox " * 500, " " * 4000, "你好" * 2000, "fox"])
+def test_a_limit_cuts_only_texts_that_exceed_it(family, text):
+    tokenizer = Tokenizer(family())
+    whole = tokenizer.encode(text)
+    for max_tokens in (0, 5, len(whole) - 1, len(whole), 10**6):
+        ids = tokenizer.encode(text, max_tokens=max_tokens)
+        assert ids == whole if max_tokens >= len(whole) else len(ids) > max_tokens
+
+
+def test_a_huge_text_is_not_encoded_whole():
+    assert len(Tokenizer(byte_level()).encode("fox " * 2**20, max_tokens=10)) < 2000
+
+
 def test_bad_words_are_encoded_with_and_without_a_space():
     tokenizer = Tokenizer(byte_level())
     assert set(tokenizer.encode_bad_words(["fox"])) == {
