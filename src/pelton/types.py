@@ -241,9 +241,10 @@ class Sequence:
     exist once the launched steps are done), `len(token_ids)` are known by value. In between lie tokens in flight.
     """
 
-    __slots__ = ("arrival", "block_ids", "block_keys", "end_ids", "finish_reason", "index", "num_cached_tokens",
-                 "num_in_flight", "num_prompt_tokens", "num_scheduled", "request", "seed", "slot", "stop_reason",
-                 "token_ids")
+    __slots__ = ("arrival", "awaited_key", "bad_words", "block_ids", "block_keys", "end_ids", "finish_reason", "index",
+                 "last_step", "max_len", "max_num_blocks", "num_cached_tokens", "num_in_flight", "num_keyed_blocks",
+                 "num_prefill_tokens", "num_prompt_tokens", "num_scheduled", "prompt_logprobs", "rank", "request",
+                 "seed", "slot", "stop_ids", "stop_reason", "token_ids")
 
     def __init__(self, request: Request, *, index: int, arrival: int, seed: int, end_ids: tuple[int, ...]):
         self.request = request
@@ -261,6 +262,17 @@ class Sequence:
         self.slot: int | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
+        # Filled in and kept by the scheduler:
+        self.rank: tuple[float, int, int] = (0.0, arrival, index)  # lower runs first
+        self.max_len = 0  # prompt plus output tokens where it ends at the latest
+        self.max_num_blocks = 0  # blocks it holds by then
+        self.stop_ids: frozenset[int] = frozenset()  # end-of-sequence and stop ids
+        self.bad_words = request.sampling_params.bad_words_token_ids
+        self.num_prefill_tokens = 0  # tokens its slot was given; later ones were drawn there
+        self.num_keyed_blocks = 0  # leading blocks whose keys were entered in the prefix cache
+        self.awaited_key: bytes | None = None  # a running sequence is about to compute the block of this key
+        self.last_step = -1  # the last launched step that names it
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @property
     def key(self) -> tuple[str, int]:
