@@ -84,7 +84,8 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
         return
     if not choices:
         options["metavar"] = _metavar(kind)
-    parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, required=is_required and not is_optional,
+    flags = ("-o", flag) if field.name == "output" else (flag,)
+    parser.add_argument(*flags, dest=field.name, default=argparse.SUPPRESS, required=is_required and not is_optional,
                         **options)
 
 
