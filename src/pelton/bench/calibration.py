@@ -1,0 +1,312 @@
+"""A server of known timing, against which the benchmark itself is measured.
+
+It speaks the OpenAI routes, generates nothing and sends token k of a request `ttft_s + k * itl_s` after the request
+arrived, on an absolute schedule that does not drift; the event loop's timers make each up to about a millisecond late.
+Every chunk carries `sent_ns`, the moment of its sending on the benchmark's clock, so that a client on the same machine
+can tell its own delay. It can also misbehave in the ways real servers do. Written on bare asyncio protocols, so that
+it costs little beside the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from pelton.bench.client import now_ns
+
+Fault = Literal["status_500", "status_400", "hang", "drop", "drop_mid_stream", "malformed", "stream_error",
+                "no_finish"]
+WORDS = (" steady", " wheel", " turning", " under", " falling", " water", " all", " day")
+
+
+def _count_words(body: dict[str, Any]) -> int:
+    prompt = body.get("prompt")
+    if prompt is None:
+        prompt = " ".join(m["content"] for m in body["messages"])
+    return len(prompt) if isinstance(prompt, list) else len(prompt.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """What the server does with each request."""
+
+    ttft_s: float = 0.0
+    """From the arrival of a request to its first token."""
+    itl_s: float = 0.0
+    """Between neighbouring tokens."""
+    model: str = "calibration"
+    """The served model's name."""
+    root: str | None = None
+    """Directory of the tokenizer, as /v1/models tells it."""
+    count_prompt: Callable[[dict[str, Any]], int] = _count_words
+    """Request body -> prompt tokens, for usage."""
+    num_output: Callable[[dict[str, Any]], int] = lambda body: body.get("max_tokens", 16)
+    """Request body -> tokens to generate."""
+    tokens_per_chunk: int = 1
+    reports_usage: bool = True
+    cached_tokens: int | None = None
+    """Reported as prompt_tokens_details.cached_tokens."""
+    refused_fields: frozenset[str] = frozenset()
+    """Requests with one of these fields get status 400."""
+    fault: Callable[[int, dict[str, Any]], Fault | None] = lambda number, body: None
+    """(number of the request, its body) -> how to misbehave."""
+
+
+class CalibrationServer:
+    """The server; runs in the event loop that starts it.
+
+    Attributes:
+        num_requests: generation requests so far.
+        num_in_flight, peak_in_flight: requests being answered, now and at most.
+        bodies: the generation requests' bodies in order of arrival.
+    """
+
+    def __init__(self, behaviour: Behaviour | None = None) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.num_requests = 0
+        self.num_in_flight = 0
+        self.peak_in_flight = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+        self.url = ""
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listens; port 0 takes a free one."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), host, port, backlog=4096)
+        self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    async def close(self) -> None:
+        """Stops listening and drops all connections."""
+        self._server.close()
+        for connection in list(self.connections):
+            connection.abort()
+        await self._server.wait_closed()
+
+    async def __aenter__(self) -> CalibrationServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One client connection: reads requests one after another and answers them on schedule."""
+
+    def __init__(self, server: CalibrationServer) -> None:
+        self._server = server
+        self._behaviour = server.behaviour
+        self._loop = asyncio.get_running_loop()
+        self._received = b""
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_answering = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._server.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end_answer()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, separator, rest = self._received.partition(b"\r\n\r\n")
+        if not separator or self._is_answering:
+            return
+        request_line, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        if len(rest) < length:
+            return
+        self._received = rest[length:]
+        method, path, _ = request_line.split(" ", 2)
+        self._route(method, path, rest[:length])
+
+    def _route(self, method: str, path: str, body: bytes) -> None:
+        if (method, path) == ("GET", "/v1/models"):
+            entry = {"id": self._behaviour.model, "object": "model", "owned_by": "pelton"}
+            if self._behaviour.root is not None:
+                entry["root"] = self._behaviour.root
+            self._reply(200, {"object": "list", "data": [entry]})
+        elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
+            self._generate(path, msgspec.json.decode(body))
+        else:
+            self._reply(404, {"error": {"message": f"no route {method} {path}"}})
+
+    def _reply(self, status: int, data: dict[str, Any]) -> None:
+        body = msgspec.json.encode(data)
+        self._transport.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nServer: pelton-calibration\r\n"
+                              b"Content-Length: %d\r\n\r\n" % (status, len(body)) + body)
+
+    def _generate(self, path: str, body: dict[str, Any]) -> None:
+        server, behaviour = self._server, self._behaviour
+        fault = behaviour.fault(server.num_requests, body)
+        server.num_requests += 1
+        server.bodies.append(body)
+        refused = sorted(behaviour.refused_fields & body.keys())
+        if refused or fault == "status_400":
+            self._reply(400, {"error": {"message": f"unknown field {', '.join(refused) or 'prompt'}"}})
+        elif body.get("model") != behaviour.model:
+            self._reply(404, {"error": {"message": f"model {body.get('model')!r} does not exist"}})
+        elif fault == "status_500":
+            self._reply(500, {"error": {"message": "out of order"}})
+        elif fault == "drop":
+            self.abort()
+        elif fault != "hang":
+            self._begin_answer()
+            answer = _Answer(behaviour, body, is_chat=path.endswith("chat/completions"), fault=fault)
+            if body.get("stream"):
+                self._start_stream(answer)
+            else:
+                due = self._loop.time() + behaviour.ttft_s + (answer.num_tokens - 1) * behaviour.itl_s
+                self._timer = self._loop.call_at(due, self._send_whole, answer)
+
+    def _begin_answer(self) -> None:
+        server = self._server
+        self._is_answering = True
+        server.num_in_flight += 1
+        server.peak_in_flight = max(server.peak_in_flight, server.num_in_flight)
+
+    def _end_answer(self) -> None:
+        if self._is_answering:
+            self._is_answering = False
+            self._server.num_in_flight -= 1
+
+    def _send_whole(self, answer: _Answer) -> None:
+        self._end_answer()
+        if answer.fault == "malformed":
+            self._reply(200, {"choices": "none"})
+        elif answer.fault in ("drop_mid_stream", "no_finish"):
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+            self._transport.close()
+        else:
+            self._reply(200, answer.whole())
+
+    def _start_stream(self, answer: _Answer) -> None:
+        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nServer: pelton-calibration\r\n"
+                              b"Transfer-Encoding: chunked\r\n\r\n")
+        if answer.is_chat:
+            self._send_event(answer.chunk(delta={"role": "assistant", "content": ""}))
+        first_due = self._loop.time() + self._behaviour.ttft_s
+        self._timer = self._loop.call_at(first_due, self._send_tokens, answer, first_due)
+
+    def _send_event(self, data: bytes) -> None:
+        event = b"data: " + data + b"\n\n"
+        self._transport.write(b"%x\r\n" % len(event) + event + b"\r\n")
+
+    def _send_tokens(self, answer: _Answer, due: float) -> None:
+        if answer.fault is not None and answer.num_sent >= answer.num_tokens // 2 and self._misbehave(answer):
+            return
+        self._send_event(answer.next_chunk(self._behaviour.tokens_per_chunk))
+        if answer.num_sent < answer.num_tokens:
+            due += self._behaviour.itl_s * min(self._behaviour.tokens_per_chunk, answer.num_tokens - answer.num_sent)
+            self._timer = self._loop.call_at(due, self._send_tokens, answer, due)
+            return
+        self._send_event(answer.chunk(delta={}, finish_reason="length"))
+        if answer.includes_usage:
+            self._send_event(msgspec.json.encode({"choices": [], "usage": answer.usage}))
+        self._send_event(b"[DONE]")
+        self._transport.write(b"0\r\n\r\n")
+        self._end_answer()
+
+    def _misbehave(self, answer: _Answer) -> bool:
+        """Does what the fault says in the middle of a stream; True when the answer ends with it."""
+        if answer.fault == "drop_mid_stream":
+            self.abort()
+        elif answer.fault == "malformed":
+            self._send_event(b'{"choices": [{"delta": ')
+            self._transport.write(b"0\r\n\r\n")
+        elif answer.fault == "stream_error":
+            self._send_event(b'{"error": {"message": "worker lost"}}')
+            self._transport.write(b"0\r\n\r\n")
+        elif answer.fault == "no_finish":
+            self._transport.write(b"0\r\n\r\n")
+        else:
+            return False
+        self._end_answer()
+        return True
+
+
+class _Answer:
+    """The text of one request and the JSON it is sent in."""
+
+    def __init__(self, behaviour: Behaviour, body: dict[str, Any], *, is_chat: bool, fault: Fault | None) -> None:
+        self.is_chat = is_chat
+        self.fault = fault
+        self.num_tokens = max(behaviour.num_output(body), 1)
+        self.num_sent = 0
+        self._model = behaviour.model
+        num_prompt = behaviour.count_prompt(body)
+        self.usage: dict[str, Any] | None = None
+        if behaviour.reports_usage:
+            self.usage = {"prompt_tokens": num_prompt, "completion_tokens": self.num_tokens,
+                          "total_tokens": num_prompt + self.num_tokens}
+            if behaviour.cached_tokens is not None:
+                self.usage["prompt_tokens_details"] = {"cached_tokens": behaviour.cached_tokens}
+        options = body.get("stream_options") or {}
+        self.includes_usage = self.usage is not None and bool(options.get("include_usage"))
+
+    def _text(self, start: int, end: int) -> str:
+        return "".join(WORDS[k % len(WORDS)] for k in range(start, end))
+
+    def next_chunk(self, num_tokens: int) -> bytes:
+        """The chunk with the next tokens, stamped now."""
+        start, self.num_sent = self.num_sent, min(self.num_sent + num_tokens, self.num_tokens)
+        return self.chunk(delta={"content": self._text(start, self.num_sent)}, sent_ns=now_ns())
+
+    def chunk(self, *, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> bytes:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason}
+        if self.is_chat:
+            choice["delta"] = delta
+        else:
+            choice["text"] = delta.get("content", "")
+        return msgspec.json.encode({"model": self._model, "choices": [choice], **extra})
+
+    def whole(self) -> dict[str, Any]:
+        text = self._text(0, self.num_tokens)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+        choice |= {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+        return {"model": self._model, "choices": [choice], "usage": self.usage}
+
+
+@contextmanager
+def serve_in_thread(behaviour: Behaviour | None = None) -> Iterator[CalibrationServer]:
+    """A calibration server on a free port of the loopback, on a thread of its own, until the block ends."""
+    server = CalibrationServer(behaviour)
+    loop = asyncio.new_event_loop()
+    is_up = threading.Event()
+
+    async def start() -> None:
+        await server.start()
+        is_up.set()
+
+    def work() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(start())
+        loop.run_forever()
+        loop.run_until_complete(server.close())
+        loop.close()
+
+    thread = threading.Thread(target=work, name="calibration-server", daemon=True)
+    thread.start()
+    is_up.wait()
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()

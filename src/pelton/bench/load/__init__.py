@@ -1,0 +1,1 @@
+"""Load: when requests are sent. One file per kind of load; none knows what a request holds."""

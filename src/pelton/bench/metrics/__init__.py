@@ -1,0 +1,1 @@
+"""Metrics, one file each: formula, unit and definition beside the code that computes it."""

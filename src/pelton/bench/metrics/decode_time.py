@@ -1,0 +1,16 @@
+"""Decode time."""
+
+from __future__ import annotations
+
+from pelton.bench.metrics.metric import Metric, Sample
+
+
+def _compute(sample: Sample) -> list[float]:
+    return [(r.last_content_us - r.first_content_us) / 1e3 for r in sample.streamed()]
+
+
+METRIC = Metric(
+    name="decode_time", title="Decode time", unit="ms", order=40, is_distribution=True, compute=_compute,
+    formula="t(last content) - t(first content)",
+    definition="From the first chunk with text to the last. It grows with the output length: compare it only between "
+               "requests of equal length.")

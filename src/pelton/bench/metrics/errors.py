@@ -1,0 +1,16 @@
+"""Failed requests."""
+
+from __future__ import annotations
+
+from pelton.bench.metrics.metric import Metric, Sample
+
+
+def _compute(sample: Sample) -> float:
+    return float(len(sample.requests) - len(sample.ok))
+
+
+METRIC = Metric(
+    name="errors", title="Failed requests", unit="requests", order=150, is_distribution=False, compute=_compute,
+    formula="number of measured requests without a full answer",
+    definition="Refused, timed out, dropped or malformed answers. They are left out of every latency and token count; "
+               "a cell lists them by kind.")

@@ -1,0 +1,140 @@
+"""The report: one HTML file with its style, its data and plotly.js inside; it asks no network for anything."""
+
+from __future__ import annotations
+
+import datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from pelton.bench.percentiles import RULE
+from pelton.bench.report.plots import Plot, make_plots
+from pelton.bench.report.tables import cells_table, definitions, facts, findings_list, throughput_table
+from pelton.bench.results import RunResult, write_atomic
+
+# The page may run its own scripts and nothing else: a browser refuses any request it would make.
+POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+          "font-src data:")
+
+
+def write_report(result: RunResult, path: Path) -> None:
+    """Writes the report of a result.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    write_atomic(path, render(result).encode())
+
+
+def render(result: RunResult) -> str:
+    """The report as one HTML text."""
+    here = files("pelton.bench.report")
+    plots = make_plots(result)
+    figures = msgspec.json.encode({p.id: p.figure for p in plots}).decode().replace("</", "<\\/")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(result.target.model)}: benchmark report</title>
+<style>{(here / "page.css").read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+{_header(result)}
+<section><h2>Audit</h2>{findings_list(result)}</section>
+{"".join(_plot_section(p) for p in plots)}
+{_tables(result)}
+<section><h2>Definitions</h2><details><summary>{len(result.metrics)} metrics: formula, unit, meaning</summary>
+{definitions(result, RULE)}</details></section>
+{_setup(result)}
+</main>
+<script>{_plotly() if plots else ""}</script>
+<script type="application/json" id="figures">{figures}</script>
+<script>{(here / "page.js").read_text(encoding="utf-8")}</script>
+</body>
+</html>
+"""
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+def _header(result: RunResult) -> str:
+    target, workload = result.target, result.workload
+    state = "" if result.status == "complete" else (
+        f'<p class="partial">Partial result{f": {escape(result.stop_reason)}" if result.stop_reason else ""}. '
+        "See the audit for what is missing.</p>")
+    best = max((c.value("output_throughput") or 0.0 for c in result.cells), default=0.0)
+    quick = min((d.p50 for c in result.cells if (d := c.distribution("ttft")) is not None), default=None)
+    tiles = [("cells measured", f"{len(result.cells)}"), ("requests", f"{sum(c.num_done for c in result.cells):,}"),
+             ("most output tokens/s", f"{best:,.0f}")]
+    if quick is not None:
+        tiles.append(("least median TTFT", f"{quick:,.1f} ms"))
+    inner = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)
+    return (f'<header><p class="over">pelton bench {result.kind}</p><h1>{escape(target.model)}</h1>'
+            f"<p>{escape(target.endpoint)} at {escape(target.url)}, {workload.output_tokens} output tokens a request, "
+            f"{workload.num_requests} requests a cell. {escape(_date(result.environment.started_at))}</p>{state}"
+            f'<div class="tiles">{inner}</div></header>')
+
+
+def _date(iso: str) -> str:
+    """2026-01-31T10:20:30+00:00 as 31 January 2026, 10:20 UTC; anything else as it is."""
+    try:
+        return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC")
+    except ValueError:
+        return iso
+
+
+def _plot_section(plot: Plot) -> str:
+    return (f'<section><h2>{escape(plot.title)}</h2><p class="caption">{escape(plot.caption)}</p>'
+            f'<div class="plot" id="{plot.id}" role="img" aria-label="{escape(plot.title, quote=True)}"></div>'
+            "</section>")
+
+
+def _tables(result: RunResult) -> str:
+    def order(cells: list) -> list:
+        return sorted(cells, key=lambda c: (c.requested_prompt_tokens, c.concurrency))
+
+    streamed = order([c for c in result.cells if c.is_stream])
+    whole = order([c for c in result.cells if not c.is_stream])
+    parts = []
+    if streamed:
+        parts += ["<h2>Latency, streaming</h2>",
+                  cells_table("First token", streamed, ["ttft", "in_flight_input_tokens"], result),
+                  cells_table("Between tokens", streamed, ["itl", "tpot"], result),
+                  cells_table("Whole request", streamed, ["decode_time", "e2e_latency"], result),
+                  "<h2>Throughput, streaming</h2>", throughput_table(streamed)]
+    if whole:
+        parts += ["<h2>Latency, whole answers</h2>",
+                  cells_table("Whole request", whole, ["e2e_latency", "request_output_rate"], result),
+                  "<h2>Throughput, whole answers</h2>", throughput_table(whole)]
+    note = ('<p class="foot">* fewer samples than the percentile needs: it is close to the largest or smallest '
+            "sample.</p>")
+    return f"<section>{''.join(parts)}{note}</section>"
+
+
+def _setup(result: RunResult) -> str:
+    target, workload, where = result.target, result.workload, result.environment
+    yes = {True: "yes", False: "no"}
+    pairs = [
+        ("server", target.url), ("server software", " ".join(filter(None, (target.server_header, target.version)))
+                                 or "not told"),
+        ("model", target.model), ("endpoint", target.endpoint), ("tokenizer", target.tokenizer),
+        ("template", f"{target.template_tokens} tokens"), ("output length asked by", target.output_control),
+        ("server reports usage", f"{yes[target.reports_usage]}; in streams {yes[target.reports_stream_usage]}"),
+        ("prompts", f"{workload.prompts}; {'token ids' if target.sends_token_ids else 'text'}"),
+        ("seed", workload.seed), ("temperature", workload.temperature),
+        ("warm-up", "one request per slot" if workload.num_warmup is None else f"{workload.num_warmup} requests"),
+        ("measured for", f"{result.duration_s:.1f} s"), ("client", f"pelton {where.pelton_version}, Python "
+                                                         f"{where.python_version}, {where.num_cpus} CPUs"),
+        ("system", where.platform), ("started", where.started_at)]
+    return (f"<section><h2>Set-up</h2>{facts(pairs)}<p>The same run again:</p>"
+            f'<pre>{escape(where.command)}</pre></section>')

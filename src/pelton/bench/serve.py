@@ -1,0 +1,21 @@
+"""`pelton bench serve`: one prompt size at several concurrencies, without and with streaming."""
+
+from __future__ import annotations
+
+from pelton.bench.cell import CellSpec
+from pelton.bench.command import measure
+from pelton.bench.options import ServeOptions
+
+
+def run_serve(options: ServeOptions) -> int:
+    """Measures whole answers, then streamed ones, and prints a table of each. Returns the exit status.
+
+    Raises:
+        PeltonError: wrong options, or the server failed.
+    """
+    specs = [CellSpec(concurrency=concurrency, prompt_tokens=options.prompt_tokens,
+                      output_tokens=options.output_tokens, num_requests=options.num_requests,
+                      num_warmup=concurrency if options.num_warmup is None else options.num_warmup,
+                      is_stream=is_stream)
+             for is_stream in (False, True) for concurrency in options.concurrency]
+    return measure("serve", options, specs)

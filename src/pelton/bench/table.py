@@ -1,0 +1,138 @@
+"""Results as tables in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pelton.bench.percentiles import num_samples_needed
+from pelton.bench.results import CellResult, Distribution, Finding, OfflineResult, RunResult
+
+SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
+PERCENTS = (50, 95, 99)
+PIPE_WIDTH = 110
+
+
+def make_console() -> Console:
+    """Standard output: a terminal at its own width, a file or pipe wide enough for every table."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
+def number(value: float | None) -> str:
+    """Three or four digits that matter, thousands grouped; a dash for none."""
+    if value is None:
+        return "–"
+    magnitude = abs(value)
+    digits = 0 if magnitude >= 100 or value == int(value) else 1 if magnitude >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def _percentile(found: Distribution | None, percent: int) -> str:
+    if found is None:
+        return "–"
+    text = number(getattr(found, f"p{percent}"))
+    return text if found.num_samples >= num_samples_needed(percent) else f"[dim]{text}*[/dim]"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None,
+                  padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    return table
+
+
+def whole_table(cells: Sequence[CellResult]) -> Table:
+    """Answers without streaming: latency, tokens and rates."""
+    table = _table("Whole answers, no streaming",
+                   ("prompt\ntokens", "output\ntokens", "in flight\nmean / of", "latency ms\nP50", "\nP95", "\nP99",
+                    "tok/s each\nP50", "output\ntok/s", "input\ntok/s", "\nfailed"))
+    for cell in cells:
+        latency = cell.distribution("e2e_latency")
+        table.add_row(*_sizes(cell), _in_flight(cell), *(_percentile(latency, p) for p in PERCENTS),
+                      _percentile(cell.distribution("request_output_rate"), 50),
+                      number(cell.value("output_throughput")), number(cell.value("input_throughput")), _failed(cell))
+    return table
+
+
+def stream_table(cells: Sequence[CellResult]) -> Table:
+    """Streamed answers: first token, gaps and decode time."""
+    table = _table("Streaming",
+                   ("prompt\ntokens", "output\ntokens", "in flight\nmean / of", "TTFT ms\nP50", "\nP95", "\nP99",
+                    "ITL ms\nP50", "\nP95", "decode ms\nP50", "output\ntok/s", "\nfailed"))
+    for cell in cells:
+        ttft, itl = cell.distribution("ttft"), cell.distribution("itl")
+        table.add_row(*_sizes(cell), _in_flight(cell), *(_percentile(ttft, p) for p in PERCENTS),
+                      _percentile(itl, 50), _percentile(itl, 95), _percentile(cell.distribution("decode_time"), 50),
+                      number(cell.value("output_throughput")), _failed(cell))
+    return table
+
+
+def _in_flight(cell: CellResult) -> str:
+    return f"{number(cell.value('in_flight_requests'))} / {cell.concurrency:>3}"
+
+
+def _sizes(cell: CellResult) -> tuple[str, str]:
+    """Medians of the true sizes; a size that is not the one asked for is marked."""
+    texts = []
+    for metric, asked in (("prompt_tokens", cell.requested_prompt_tokens),
+                          ("output_tokens", cell.requested_output_tokens)):
+        found = cell.distribution(metric)
+        is_as_asked = found is None or found.min == found.max == asked
+        text = number(None if found is None else found.p50)
+        texts.append(text if is_as_asked else f"[yellow]{text}![/yellow]")
+    return texts[0], texts[1]
+
+
+def _failed(cell: CellResult) -> str:
+    num_failed = sum(cell.errors.values())
+    return f"[red]{num_failed}[/red]" if num_failed else "0"
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """The audit, one paragraph per finding."""
+    if not findings:
+        console.print("[bold]Audit[/bold]: nothing found.")
+        return
+    console.print("[bold]Audit[/bold]")
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for finding in findings:
+        style = SEVERITY_STYLES[finding.severity]
+        grid.add_row(f"  [{style}]{finding.severity}[/{style}]",
+                     f"{finding.name}: {escape(finding.evidence)}. [dim]{escape(finding.advice)}[/dim]")
+    console.print(grid, highlight=False)
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """All tables of a run and its findings."""
+    target = result.target
+    console.print(f"[bold]{escape(target.model)}[/bold] at {target.url}, {target.endpoint}, "
+                  f"{result.duration_s:.1f} s" + ("" if result.status == "complete" else " [yellow](partial)[/yellow]"),
+                  highlight=False)
+    ordered = sorted(result.cells, key=lambda c: (c.requested_prompt_tokens, c.concurrency))
+    for is_stream, make in ((False, whole_table), (True, stream_table)):
+        if cells := [c for c in ordered if c.is_stream == is_stream]:
+            console.print()
+            console.print(make(cells))
+    if any(d.num_samples < num_samples_needed(95) for c in result.cells for m in c.metrics.values()
+           if (d := m.distribution) is not None):
+        console.print("[dim]* too few samples for this percentile[/dim]")
+    console.print()
+    print_findings(console, result.findings)
+
+
+def offline_table(result: OfflineResult) -> Table:
+    """Offline throughput by batch size."""
+    table = _table(f"{result.model}, {result.dtype}, {result.device}: offline throughput",
+                   ("batch", "input tok", "output tok", "runs", "wall s", "output tok/s", "least", "most",
+                    "total tok/s"))
+    for record in result.records:
+        rates = record.output_tokens_per_s
+        table.add_row(str(record.batch_size), str(record.input_len), str(record.output_len), str(record.num_runs),
+                      f"{record.median_wall_s:.3f}", number(record.median_output_tokens_per_s), number(min(rates)),
+                      number(max(rates)), number(record.median_total_tokens_per_s))
+    return table
