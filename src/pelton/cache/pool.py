@@ -1,0 +1,53 @@
+"""The tensor behind the paged KV cache. It knows layers, heads and bytes, not which sequence owns a block."""
+
+from __future__ import annotations
+
+import torch
+
+
+class KvPool:
+    """All blocks of keys and values of one rank.
+
+    One block holds `tokens_per_block` tokens of every layer in one contiguous run, so that offload and transfer move
+    a block with one copy. The memory starts as zeros, which on a CPU costs nothing until a block is first used.
+
+    Attributes:
+        data: [block, layer, 2 (key, value), kv_head, token, dim].
+        layer_views: per layer, [block, 2, kv_head, token, dim] over the same memory.
+    """
+
+    def __init__(self, num_blocks: int, num_layers: int, num_kv_heads: int, tokens_per_block: int, head_dim: int,
+                 dtype: torch.dtype, device: torch.device | str = "cpu"):
+        shape = (num_blocks, num_layers, 2, num_kv_heads, tokens_per_block, head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.layer_views = [self.data[:, layer] for layer in range(num_layers)]
+
+    @property
+    def num_blocks(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def num_layers(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.data.shape[3]
+
+    @property
+    def tokens_per_block(self) -> int:
+        return self.data.shape[4]
+
+    @property
+    def head_dim(self) -> int:
+        return self.data.shape[5]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+    @staticmethod
+    def bytes_per_block(num_layers: int, num_kv_heads: int, tokens_per_block: int, head_dim: int,
+                        dtype: torch.dtype) -> int:
+        """What one block takes, all layers together."""
+        return 2 * num_layers * num_kv_heads * tokens_per_block * head_dim * dtype.itemsize
