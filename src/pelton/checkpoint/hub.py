@@ -18,6 +18,7 @@ from pelton.errors import CheckpointError
 
 SHIPPED_MODELS = ("pelton-tiny",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_CONFIG_FILES = ("config.json", "generation_config.json")
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 
@@ -26,7 +27,7 @@ def resolve_model(name: str, *, revision: str | None = None, endpoint: str | Non
     """The folder of a model: of the shipped one, a local one as it is, or a hub model's, fetched with progress.
 
     A local path never touches the network. A hub model that cannot be looked up because the hub is out of reach is
-    taken from the cache of earlier downloads when it is complete there.
+    taken from the cache of earlier downloads.
 
     Args:
         name: "pelton-tiny", a path, or a hub id as "Qwen/Qwen2.5-0.5B-Instruct".
@@ -48,6 +49,23 @@ def resolve_model(name: str, *, revision: str | None = None, endpoint: str | Non
     if revision is not None:
         raise CheckpointError(f"revision: {name} is not a hub model and has none; leave it out")
     return path
+
+
+def resolve_config(name: str, *, revision: str | None = None, endpoint: str | None = None,
+                   cache_dir: Path | None = None) -> Path:
+    """A folder with the model's config.json: as `resolve_model`, but of a hub model no weights are fetched.
+
+    Raises:
+        CheckpointError: no such folder or model, no access, or no network.
+    """
+    if not name or name in SHIPPED_MODELS or _is_path(name):
+        return resolve_model(name, revision=revision)
+    _require_hub_id(name)
+    from huggingface_hub import snapshot_download
+
+    where: dict[str, Any] = {"endpoint": endpoint, "cache_dir": cache_dir}
+    with _explained(name, revision):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_CONFIG_FILES), **where))
 
 
 def absolute_source(name: str) -> str:
@@ -78,9 +96,7 @@ def _local_model(name: str) -> Path:
 
 
 def _download(name: str, revision: str | None, endpoint: str | None, cache_dir: Path | None) -> Path:
-    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
-        raise CheckpointError(f"model: {name!r} is neither an existing folder nor a hub id of the form "
-                              "organization/model")
+    _require_hub_id(name)
     from huggingface_hub import HfApi, snapshot_download
 
     where: dict[str, Any] = {"endpoint": endpoint, "cache_dir": cache_dir}
@@ -92,7 +108,14 @@ def _download(name: str, revision: str | None, endpoint: str | None, cache_dir: 
                 raise
             return _cached(name, revision, where, error)
         wanted = wanted_files([item.rfilename for item in info.siblings or []], name)
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted, **where))
+        # By the revision's own name, not the commit it stands for: that is how a start without network finds it again.
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **where))
+
+
+def _require_hub_id(name: str) -> None:
+    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+        raise CheckpointError(f"model: {name!r} is neither an existing folder nor a hub id of the form "
+                              "organization/model")
 
 
 def wanted_files(names: list[str], repository: str) -> list[str]:
@@ -116,12 +139,14 @@ def _cached(name: str, revision: str | None, where: dict[str, Any], error: Excep
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        path = Path(snapshot_download(name, revision=revision, local_files_only=True, **where))
-    except LocalEntryNotFoundError:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, **where))
+    except LocalEntryNotFoundError as miss:
+        # Files that we never fetch make a snapshot incomplete in the library's eyes; the reader knows what it needs.
+        if getattr(miss, "snapshot_path", None):
+            return Path(miss.snapshot_path)
         raise CheckpointError(f"{name}: the hub cannot be reached ({_first_line(error)}) and the model is not in the "
                               "cache of earlier downloads; check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give "
                               "a local folder") from None
-    return path
 
 
 @contextmanager

@@ -1,0 +1,170 @@
+"""Where the memory of one rank goes, in bytes: the ledger of an engine. Knows no tensors.
+
+`plan` predicts it from the model's shape, `build` writes it as ledger.json, and a runner that has loaded its weights
+replaces predictions by what it measured. The KV cache takes a share of what the other items leave.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pelton import physics
+from pelton.config import BuildConfig, KvCacheConfig, ModelConfig, from_dict, to_dict
+from pelton.errors import CapacityError, ConfigError
+from pelton.physics import GIB, MIB
+
+DEFAULT_MAX_SEQ_LEN = 32768
+COUNT_BYTES = 4
+LOGIT_BYTES = 4
+MAX_GRAPH_TOKENS = 512
+"""Steps of up to this many tokens run as CUDA graphs."""
+NUM_GRAPHS = 35
+"""Padded token counts with a graph each: 1, 2, 4, then every 16 up to MAX_GRAPH_TOKENS."""
+KERNELS_PER_LAYER = 10
+GRAPH_NODE_BYTES = 2048
+"""Device memory of one kernel node: its parameters and launch descriptor, as the driver rounds them."""
+LIBRARY_WORKSPACE_BYTES = 32 * MIB
+"""What torch hands cuBLAS on Hopper (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8 and more)."""
+MAX_ATTENTION_SPLITS = 16
+"""Parts a sequence's keys are cut into for decode; each leaves a partial sum in float32."""
+GPU_RESERVE_BYTES = GIB
+"""CUDA context, loaded modules, the allocator's rounding."""
+CPU_RESERVE_SHARE = 0.25
+"""Of main memory: the system, other processes, and the page cache that the weights are read through."""
+
+_DERIVED = ("kv_blocks_bytes", "kv_tokens", "free_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Bytes on one rank. Everything but `kv_blocks_bytes` is needed before the first block can be given out."""
+
+    memory_bytes: int
+    """All memory of the device."""
+    weights_bytes: int
+    activations_bytes: int
+    """Largest set of tensors alive at once in a step of max_num_tokens, and the logits of max_batch_size rows."""
+    graphs_bytes: int
+    """Captured CUDA graphs; 0 on a CPU."""
+    workspace_bytes: int
+    """Scratch of matrix products and of split attention."""
+    sampling_state_bytes: int
+    """Token counts of every slot, dense over the vocabulary, for penalties."""
+    reserve_bytes: int
+    """Not ours to give: driver, context, fragmentation."""
+    block_bytes: int
+    """One block of the KV cache, all layers."""
+    tokens_per_block: int
+    num_blocks: int
+    """Blocks of the KV cache; 0 or fewer than one sequence needs: it does not fit."""
+
+    @property
+    def kv_blocks_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_blocks * self.tokens_per_block
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Everything but the KV cache."""
+        return (self.weights_bytes + self.activations_bytes + self.graphs_bytes + self.workspace_bytes
+                + self.sampling_state_bytes + self.reserve_bytes)
+
+    @property
+    def free_bytes(self) -> int:
+        """What nothing is planned for; negative: that much is missing."""
+        return self.memory_bytes - self.fixed_bytes - self.kv_blocks_bytes
+
+    def num_sequences(self, num_tokens: int) -> int:
+        """Sequences of `num_tokens` tokens each that the KV cache holds at once, in whole blocks."""
+        return self.num_blocks // math.ceil(num_tokens / self.tokens_per_block)
+
+    def require_fit(self, num_tokens: int) -> None:
+        """Raises CapacityError unless the KV cache holds one sequence of `num_tokens` tokens."""
+        if self.num_sequences(num_tokens) < 1:
+            raise CapacityError(
+                f"memory: {_gib(self.fixed_bytes)} of {_gib(self.memory_bytes)} GiB go to weights and the rest, which "
+                f"leaves {max(self.num_blocks, 0)} KV blocks of {self.tokens_per_block} tokens; one sequence of "
+                f"{num_tokens} tokens needs {math.ceil(num_tokens / self.tokens_per_block)}; lower max_seq_len, "
+                "max_batch_size or max_num_tokens, or use a larger device")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, derived sizes included for the reader."""
+        return {**to_dict(self), **{name: getattr(self, name) for name in _DERIVED}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], *, where: str = "") -> Ledger:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ConfigError: an unknown key, a missing one or a wrong type.
+        """
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where + ': ' if where else ''}expected an object, got {type(data).__name__}")
+        return from_dict(cls, {key: value for key, value in data.items() if key not in _DERIVED}, where=where)
+
+
+def resolve_max_seq_len(model: ModelConfig, build: BuildConfig) -> int:
+    """Prompt plus output tokens of one sequence: as asked for, else the model's context, at most 32,768."""
+    return build.max_seq_len or min(model.max_position_embeddings, DEFAULT_MAX_SEQ_LEN)
+
+
+def predict_ledger(model: ModelConfig, build: BuildConfig, hardware: physics.Hardware, *, weight_dtype: str = "auto",
+                   kv_cache_dtype: str = "auto", tp_size: int = 1, kv: KvCacheConfig | None = None) -> Ledger:
+    """The ledger of one of `tp_size` ranks, from shapes alone.
+
+    Weights, blocks, logits and counts are exact; activations are what the decoder keeps alive at its widest place;
+    graphs, workspace and reserve are estimates.
+
+    Raises:
+        ConfigError: an unknown weight or cache type.
+    """
+    kv = kv or KvCacheConfig()
+    is_gpu = hardware.architecture != "cpu"
+    weights = physics.weight_format(model, weight_dtype)
+    fixed = {
+        "weights_bytes": physics.weight_memory_bytes(model, weights, tp_size=tp_size),
+        "activations_bytes": activation_bytes(model, build, element_bytes=weights.other_bytes, tp_size=tp_size),
+        "graphs_bytes": NUM_GRAPHS * model.num_layers * KERNELS_PER_LAYER * GRAPH_NODE_BYTES if is_gpu else 0,
+        "workspace_bytes": _workspace_bytes(model, build, tp_size) if is_gpu else 0,
+        "sampling_state_bytes": sampling_state_bytes(model, build),
+        "reserve_bytes": GPU_RESERVE_BYTES if is_gpu else int(hardware.memory_bytes * CPU_RESERVE_SHARE),
+    }
+    block_bytes = build.tokens_per_block * physics.kv_bytes_per_token(model, kv_cache_dtype, tp_size=tp_size)
+    left = hardware.memory_bytes - sum(fixed.values())
+    num_blocks = max(0, int(left * kv.free_memory_fraction)) // block_bytes
+    if kv.max_blocks is not None:
+        num_blocks = min(num_blocks, kv.max_blocks)
+    return Ledger(memory_bytes=hardware.memory_bytes, block_bytes=block_bytes, num_blocks=num_blocks,
+                  tokens_per_block=build.tokens_per_block, **fixed)
+
+
+def activation_bytes(model: ModelConfig, build: BuildConfig, *, element_bytes: int, tp_size: int = 1) -> int:
+    """Bytes alive at the widest place of a step of max_num_tokens, plus the float32 logits of the sampled rows.
+
+    Beside the residual stream and its normed copy, either qkv and the attention's output or gate-up and their product.
+    """
+    qkv = model.q_size + 2 * max(model.kv_size, tp_size * model.head_dim) + model.q_size
+    widest = max(qkv, 3 * model.intermediate_size) / tp_size
+    step = build.max_num_tokens * (2 * model.hidden_size + widest) * element_bytes
+    logits = min(build.max_batch_size, build.max_num_tokens) * model.vocab_size * LOGIT_BYTES
+    return math.ceil(step + logits)
+
+
+def sampling_state_bytes(model: ModelConfig, build: BuildConfig) -> int:
+    """One int32 count per slot and vocabulary entry: 1,024 slots of a vocabulary of 152,064 take 623 MB."""
+    return build.max_batch_size * model.vocab_size * COUNT_BYTES
+
+
+def _workspace_bytes(model: ModelConfig, build: BuildConfig, tp_size: int) -> int:
+    heads = math.ceil(model.num_heads / tp_size)
+    rows = min(build.max_batch_size, MAX_GRAPH_TOKENS)
+    return LIBRARY_WORKSPACE_BYTES + rows * heads * MAX_ATTENTION_SPLITS * (model.head_dim + 2) * 4
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f}"
