@@ -1,0 +1,106 @@
+"""Opens an engine directory: refuses what cannot run here, decides the memory, then brings in checked weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pelton.config import ExecutorConfig, ParallelConfig
+from pelton.errors import EngineError
+from pelton.host import available_cpus, count_cores, read_text
+from pelton.ledger import Ledger
+from pelton.manifest import (
+    Limits,
+    Manifest,
+    build_command,
+    check_gpu,
+    check_sizes,
+    read_manifest,
+    verify_files,
+    weights_name,
+)
+from pelton.runner.limits import narrow
+from pelton.runner.memory import plan_memory
+
+_PAD_PREFIX = "_pad."  # fillers between tensors, see checkpoint/writer.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedEngine:
+    """All that a runner is made from."""
+
+    manifest: Manifest
+    limits: Limits
+    ledger: Ledger
+    weights: dict[str, torch.Tensor]
+    """Canonical name -> tensor on `device`."""
+    device: torch.device
+    num_threads: int
+
+
+def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
+    """Reads an engine directory.
+
+    Raises:
+        EngineError: it is damaged, of another format, or for another device or number of ranks.
+        ConfigError: the configuration asks for more than was built.
+        CapacityError: it does not fit into memory.
+    """
+    manifest = read_manifest(engine_dir)
+    device = _device(engine_dir, manifest, config)
+    _check_ranks(engine_dir, manifest)
+    limits = narrow(manifest.limits, config)
+    check_sizes(engine_dir, manifest)
+    ledger = plan_memory(
+        manifest.model, limits, config.kv_cache_config, weights_bytes=manifest.files[weights_name(0)].size_bytes,
+        dtype=manifest.dtype, kv_dtype=manifest.kv_cache_dtype, device=device)
+    return LoadedEngine(manifest=manifest, limits=limits, ledger=ledger, device=device,
+                        weights=load_weights(engine_dir, manifest, device),
+                        num_threads=config.num_threads or default_num_threads())
+
+
+def load_weights(engine_dir: Path, manifest: Manifest, device: torch.device, *,
+                 rank: int = 0) -> dict[str, torch.Tensor]:
+    """The weights of one rank: checked by parallel threads against the manifest's hashes, then mapped.
+
+    On a CPU the tensors' memory is the file's pages, shared with other processes and not to be written to.
+
+    Raises:
+        EngineError: the file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    name = weights_name(rank)
+    verify_files(engine_dir, manifest, names=[name])
+    with safe_open(str(engine_dir / name), framework="pt", device=str(device)) as file:
+        return {key: file.get_tensor(key) for key in file.keys() if not key.startswith(_PAD_PREFIX)}  # noqa: SIM118
+
+
+def default_num_threads() -> int:
+    """One thread per physical core this process may use; less where a control group grants less time."""
+    num_cores = count_cores(read_text("/proc/cpuinfo"), len(available_cpus()))
+    quota, _, period = read_text("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if quota.isdigit() and period.isdigit():
+        num_cores = min(num_cores, max(1, -(-int(quota) // int(period))))
+    return num_cores
+
+
+def _device(engine_dir: Path, manifest: Manifest, config: ExecutorConfig) -> torch.device:
+    """Where the engine will run: where it was built for, unless the configuration insists on something else."""
+    wants_gpu = manifest.gpu != "cpu" if config.device == "auto" else config.device == "cuda"
+    if wants_gpu and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        check_gpu(engine_dir, manifest, f"sm_{major}{minor}")
+        return torch.device("cuda")
+    check_gpu(engine_dir, manifest, "cpu")
+    return torch.device("cpu")
+
+
+def _check_ranks(engine_dir: Path, manifest: Manifest) -> None:
+    parallel = manifest.parallel
+    if parallel.world_size > 1:
+        command = build_command(manifest.source, engine_dir, manifest.options, ParallelConfig(), manifest.revision)
+        raise EngineError(f"{engine_dir}: split over {parallel.world_size} ranks (tp_size {parallel.tp_size}, pp_size "
+                          f"{parallel.pp_size}), and a runner is one rank; rebuild it: {command}")

@@ -1,0 +1,182 @@
+"""Runner: one step on one rank, as two launches that return at once.
+
+`forward` applies a batch's changes to the slots and runs the model up to the logits; `sample` draws the tokens. Both
+are queued on the runner's worker, in order, so that the next step's forward pass finds the last step's tokens in the
+slots without their ever being waited for. Knows neither requests nor text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from pelton.cache.pool import KvPool
+from pelton.config import ExecutorConfig, ModelConfig
+from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.manifest import Limits
+from pelton.models.registry import get_architecture
+from pelton.runner.inputs import Inputs, make_inputs
+from pelton.runner.limits import EngineLimits
+from pelton.runner.sampler import Drawn, Scores, draw, score_prompt
+from pelton.runner.slots import Slots
+from pelton.runner.worker import Worker
+from pelton.types import Batch, Masks, StepOutput
+
+
+class Decoder(Protocol):
+    """The model; `models/decoder.py` has the one that all architectures share so far."""
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, kv_pool: KvPool,
+                meta: AttentionMetadata) -> torch.Tensor:
+        """[T], [T] -> hidden states [T, D]; writes the tokens' keys and values."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, D] -> [R, V] float32."""
+
+
+class Step:
+    """A launched step."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        self.inputs: Inputs | None = None
+        self.logits: torch.Tensor | None = None  # [R, V] float32; none if no row is sampled
+        self.prompt_scores: list[Scores] = []  # one per inputs.prompt_rows
+        self.drawn: Drawn | None = None
+        self._error: Exception | None = None
+        self._is_done = threading.Event()
+
+    def result(self) -> StepOutput:
+        """Waits for the step's tokens. Call it after `Runner.sample`.
+
+        Raises:
+            Exception: whatever went wrong in the step.
+        """
+        self._is_done.wait()
+        if self._error is not None:
+            raise self._error
+        prompt_logprobs = {
+            rows.slot: scores.to_entries([rows.num_top] * len(rows.targets))
+            for rows, scores in zip(self.inputs.prompt_rows, self.prompt_scores, strict=True)}
+        return StepOutput(
+            step_id=self.batch.step_id, slots=self.inputs.sampled_slots.tolist(),
+            token_ids=self.drawn.tokens.tolist() if self.drawn else [],
+            logprobs=self.drawn.logprobs() if self.drawn else None, prompt_logprobs=prompt_logprobs or None)
+
+    def run(self, job: Callable[[Step], None], *, is_last: bool) -> None:
+        """Runs one of the step's jobs unless one before it failed; keeps its error for `result`."""
+        if self._error is None:
+            try:
+                job(self)
+            except Exception as error:
+                self._error = error
+        if is_last:
+            self.logits = None
+            self._is_done.set()
+
+
+class Runner:
+    """A model, its KV cache and its slots.
+
+    Args:
+        decoder: the model; its weights are on `device`.
+        pool: the KV cache.
+        limits: `num_blocks` is the pool's.
+        num_threads: of torch's operators on a CPU; none leaves torch's own choice.
+    """
+
+    def __init__(self, decoder: Decoder, pool: KvPool, limits: EngineLimits, model_config: ModelConfig, *,
+                 device: torch.device, num_threads: int | None = None):
+        self.model_config = model_config
+        self.limits = limits
+        self.num_blocks = limits.num_blocks
+        self.eos_ids = model_config.eos_ids
+        self._decoder = decoder
+        self._pool = pool
+        self._slots = Slots(num_slots=limits.max_batch_size, max_seq_len=limits.max_seq_len,
+                            tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, device=device)
+        self._worker = Worker(num_threads)
+
+    @classmethod
+    def from_engine(cls, engine_dir: Path, config: ExecutorConfig) -> Runner:
+        """Loads an engine directory; decides the number of KV blocks before anything is allocated.
+
+        Raises:
+            EngineError: the directory is refused.
+            ConfigError: the configuration asks for more than was built.
+            CapacityError: it does not fit into memory.
+        """
+        from pelton.runner.load import load_engine
+
+        engine = load_engine(Path(engine_dir), config)
+        manifest = engine.manifest
+        return cls.from_weights(manifest.model, engine.weights, engine.limits, num_blocks=engine.ledger.num_blocks,
+                                kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
+                                num_threads=engine.num_threads)
+
+    @classmethod
+    def from_weights(cls, model_config: ModelConfig, weights: dict[str, torch.Tensor], limits: Limits, *,
+                     num_blocks: int, kv_dtype: torch.dtype | None = None,
+                     device: torch.device | str = "cpu", num_threads: int | None = None) -> Runner:
+        """A runner over weights that are already in memory.
+
+        Args:
+            weights: canonical name -> tensor on `device`.
+            kv_dtype: of the KV cache; none: the embedding's.
+        """
+        device = torch.device(device)
+        pool = KvPool(num_blocks, model_config.num_layers, model_config.num_kv_heads, limits.tokens_per_block,
+                      model_config.head_dim, kv_dtype or weights["embed.weight"].dtype, device)
+        final = EngineLimits(
+            max_batch_size=limits.max_batch_size, max_seq_len=limits.max_seq_len, max_input_len=limits.max_input_len,
+            max_num_tokens=limits.max_num_tokens, tokens_per_block=limits.tokens_per_block, num_blocks=num_blocks,
+            vocab_size=model_config.vocab_size)
+        decoder = load_decoder_class(model_config)(model_config, weights)
+        return cls(decoder, pool, final, model_config, device=device, num_threads=num_threads)
+
+    def forward(self, batch: Batch) -> Step:
+        """Queues the forward pass of a batch."""
+        step = Step(batch)
+        self._worker.submit(lambda: step.run(self._forward, is_last=False))
+        return step
+
+    def sample(self, step: Step, masks: Masks | None) -> None:
+        """Queues the drawing of a step's tokens; after it `step.result()` can be waited for."""
+        self._worker.submit(lambda: step.run(lambda step: self._sample(step, masks), is_last=True))
+
+    def close(self) -> None:
+        """Finishes what is queued and ends the worker."""
+        self._worker.close()
+
+    def _forward(self, step: Step) -> None:
+        self._slots.apply(step.batch)
+        inputs = step.inputs = make_inputs(step.batch, self._slots, self.model_config.rope)
+        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, self._pool, inputs.meta)  # [T, D]
+        if len(inputs.sampled_rows) == len(hidden):
+            step.logits = self._decoder.logits(hidden)
+        elif len(inputs.sampled_rows):
+            step.logits = self._decoder.logits(hidden[torch.from_numpy(inputs.sampled_rows).to(hidden.device)])
+        for rows in inputs.prompt_rows:
+            chunk = hidden[rows.first_row:rows.first_row + len(rows.targets)]
+            step.prompt_scores.append(score_prompt(chunk, rows.targets, rows.num_top, self.limits.vocab_size,
+                                                   self._decoder.logits))
+
+    def _sample(self, step: Step, masks: Masks | None) -> None:
+        if step.logits is not None:
+            inputs = step.inputs
+            step.drawn = draw(step.logits, self._slots, inputs.sampled_slots, inputs.sampled_positions, masks)
+
+
+def load_decoder_class(config: ModelConfig) -> type:
+    """The class that runs an architecture; its module is imported now.
+
+    Raises:
+        CheckpointError: the architecture is not supported.
+    """
+    module, _, name = get_architecture(config.architecture).decoder.partition(":")
+    return getattr(importlib.import_module(module), name)
