@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pelton import physics
+from pelton.build.layout import resolve_limits
 from pelton.config import BuildConfig, ModelConfig
 from pelton.errors import ConfigError
 from pelton.ledger import Ledger, predict_ledger, resolve_max_seq_len
+from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
 from pelton.physics import HARDWARE, Hardware, Limit, Roofline, find_hardware
 
@@ -45,6 +47,8 @@ class PlanOptions:
     """Sequences that may run in one step."""
     max_seq_len: int | None = None
     """Prompt plus output tokens of one sequence; none: the model's context length, at most 32,768."""
+    max_input_len: int | None = None
+    """Longest prompt in tokens; none: max_seq_len - 1."""
     max_num_tokens: int = BuildConfig.max_num_tokens
     """Tokens one step may run, over all sequences."""
     tokens_per_block: Literal[16, 32, 64, 128] = BuildConfig.tokens_per_block
@@ -72,7 +76,8 @@ class PlanOptions:
     def build(self) -> BuildConfig:
         """The limits as `pelton build` would take them."""
         return BuildConfig(max_batch_size=self.max_batch_size, max_seq_len=self.max_seq_len,
-                           max_num_tokens=self.max_num_tokens, tokens_per_block=self.tokens_per_block)
+                           max_input_len=self.max_input_len, max_num_tokens=self.max_num_tokens,
+                           tokens_per_block=self.tokens_per_block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +150,11 @@ def make_plan(model: ModelConfig, hardware: Hardware, options: PlanOptions) -> P
     """Ledger, capacity and limits of a model on given hardware.
 
     Raises:
-        ConfigError: tp_size does not divide the model, or lengths exceed its context.
+        ConfigError: tp_size does not divide the model, or lengths or limits contradict each other.
     """
     _check_split(model, options.tp_size)
-    max_seq_len = resolve_max_seq_len(model, options.build)
-    _require(max_seq_len <= model.max_position_embeddings, "max_seq_len", max_seq_len,
-             f"at most the model's context of {model.max_position_embeddings}")
-    input_len, output_len = _request_lengths(options, max_seq_len)
+    limits = resolve_limits(options.build, model)
+    input_len, output_len = _request_lengths(options, limits)
     ledger = _ledger(model, hardware, options)
     roofline = Roofline(model=model, hardware=hardware, weight_dtype=options.weight_dtype,
                         kv_cache_dtype=options.kv_cache_dtype, tp_size=options.tp_size)
@@ -160,9 +163,9 @@ def make_plan(model: ModelConfig, hardware: Hardware, options: PlanOptions) -> P
         Speed(batch_size=size, decode_step=roofline.decode_step(size, input_len + output_len / 2),
               prefill=roofline.prefill(input_len, num_prompts=size), fits=size <= capacity)
         for size in options.batch_sizes)
-    fits = ledger.num_sequences(max_seq_len) >= 1
-    return Plan(hardware=hardware, ledger=ledger, max_seq_len=max_seq_len, input_len=input_len, output_len=output_len,
-                max_concurrency=capacity, speeds=speeds,
+    fits = ledger.num_sequences(limits.max_seq_len) >= 1
+    return Plan(hardware=hardware, ledger=ledger, max_seq_len=limits.max_seq_len, input_len=input_len,
+                output_len=output_len, max_concurrency=capacity, speeds=speeds,
                 full_load=roofline.full_load(input_len, output_len, capacity) if capacity else None,
                 remedies=() if fits else remedies(model, hardware, options))
 
@@ -195,12 +198,16 @@ def _ledger(model: ModelConfig, hardware: Hardware, options: PlanOptions) -> Led
                           kv_cache_dtype=options.kv_cache_dtype, tp_size=options.tp_size)
 
 
-def _request_lengths(options: PlanOptions, max_seq_len: int) -> tuple[int, int]:
-    """(input_len, output_len); what was not asked for shrinks to what max_seq_len allows."""
-    output_len = options.output_len or max(1, min(DEFAULT_OUTPUT_LEN, (max_seq_len - (options.input_len or 1)) // 2))
-    input_len = options.input_len or max(1, min(DEFAULT_INPUT_LEN, max_seq_len - output_len))
-    _require(input_len + output_len <= max_seq_len, "input_len + output_len", input_len + output_len,
-             f"at most max_seq_len, {max_seq_len}")
+def _request_lengths(options: PlanOptions, limits: Limits) -> tuple[int, int]:
+    """(input_len, output_len); what was not asked for shrinks to what the limits allow."""
+    room = limits.max_seq_len - (options.input_len or 1)
+    output_len = options.output_len or max(1, min(DEFAULT_OUTPUT_LEN, room if options.input_len else room // 2))
+    input_len = options.input_len or max(1, min(DEFAULT_INPUT_LEN, limits.max_input_len,
+                                                limits.max_seq_len - output_len))
+    _require(input_len <= limits.max_input_len, "input_len", input_len,
+             f"at most max_input_len, {limits.max_input_len}")
+    _require(input_len + output_len <= limits.max_seq_len, "input_len + output_len", input_len + output_len,
+             f"at most max_seq_len, {limits.max_seq_len}")
     return input_len, output_len
 
 

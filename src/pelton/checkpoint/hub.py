@@ -62,10 +62,14 @@ def resolve_config(name: str, *, revision: str | None = None, endpoint: str | No
         return resolve_model(name, revision=revision)
     _require_hub_id(name)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     where: dict[str, Any] = {"endpoint": endpoint, "cache_dir": cache_dir}
     with _explained(name, revision):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_CONFIG_FILES), **where))
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(_CONFIG_FILES), **where))
+        except LocalEntryNotFoundError as error:
+            return _cached(name, revision, where, error)
 
 
 def absolute_source(name: str) -> str:
