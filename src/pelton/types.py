@@ -166,6 +166,8 @@ class Output(msgspec.Struct, array_like=True):
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values came from the prefix cache."""
     error: str | None = None
+    error_kind: str | None = None
+    """Class name of a PeltonError where the engine refused the request; None where it failed at it."""
 
 
 class SlotInit(msgspec.Struct, array_like=True):

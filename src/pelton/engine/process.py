@@ -58,7 +58,8 @@ class EngineService:
                 try:
                     self._loop.add(request)
                 except PeltonError as error:
-                    self._send([Output(request.request_id, index, [], finish_reason="error", error=str(error))
+                    self._send([Output(request.request_id, index, [], finish_reason="error", error=str(error),
+                                       error_kind=type(error).__name__)
                                 for index in range(request.sampling_params.n)])
             case messages.Cancel(request_id):
                 self._loop.cancel(request_id)
