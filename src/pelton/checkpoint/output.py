@@ -71,10 +71,8 @@ def explained_os_errors(place: Path, remedy: str = "") -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CapacityError(f"output: no space left for {place}; free some or choose another disk") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-            raise ConfigError(f"output: {place} cannot be written ({error.strerror.lower()}: {error.filename})"
-                              f"{remedy and '; ' + remedy}") from None
-        raise
+        reason = (error.strerror or str(error)).lower() + (f": {error.filename}" if error.filename else "")
+        raise ConfigError(f"output: {place} cannot be written ({reason}){remedy and '; ' + remedy}") from None
 
 
 def remove_tree(path: Path) -> None:
