@@ -12,6 +12,7 @@ import io
 import os
 import secrets
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,11 +237,12 @@ class OfflineRecord(Record):
     input_len: int
     """Prompt tokens of each request."""
     output_len: int
-    """Generated tokens of each request."""
+    """Tokens each request was to generate."""
     num_runs: int
-    num_warmup_runs: int
     wall_s: list[float]
-    """Wall time of each measured run, from the first request enqueued to the last token."""
+    """Wall time of each measured run, from the first request queued to the last token."""
+    num_output_tokens: list[int]
+    """Generated tokens of each run, counted as they came back."""
     output_tokens_per_s: list[float]
     """Generated tokens over wall time, one per run."""
     total_tokens_per_s: list[float]
@@ -248,20 +250,31 @@ class OfflineRecord(Record):
     median_wall_s: float
     median_output_tokens_per_s: float
     median_total_tokens_per_s: float
+    num_cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache, over all measured runs."""
+    step_host_ms: float | None = None
+    """Median Python time of one engine step."""
 
     @classmethod
-    def from_runs(cls, *, batch_size: int, input_len: int, output_len: int, wall_s: list[float],
-                  num_warmup_runs: int = 0) -> OfflineRecord:
-        """Derives the rates from the wall time of each run, in seconds."""
-        if not wall_s or min(wall_s) <= 0:
-            raise ConfigError(f"wall_s must hold one positive time per run, got {wall_s!r}")
-        output = [batch_size * output_len / s for s in wall_s]
-        total = [batch_size * (input_len + output_len) / s for s in wall_s]
+    def from_runs(cls, *, batch_size: int, input_len: int, output_len: int, wall_s: Sequence[float],
+                  num_output_tokens: Sequence[int], num_cached_tokens: int = 0,
+                  step_host_ms: float | None = None) -> OfflineRecord:
+        """Derives the rates from the wall time in seconds and the generated tokens of each run.
+
+        Raises:
+            ConfigError: no runs, a time that is not positive, or unequal numbers of times and counts.
+        """
+        if not wall_s or min(wall_s) <= 0 or len(wall_s) != len(num_output_tokens):
+            raise ConfigError(f"wall_s must hold one positive time per run, got {list(wall_s)!r} for "
+                              f"{len(num_output_tokens)} runs")
+        output = [n / s for n, s in zip(num_output_tokens, wall_s)]
+        total = [(batch_size * input_len + n) / s for n, s in zip(num_output_tokens, wall_s)]
         return cls(batch_size=batch_size, input_len=input_len, output_len=output_len, num_runs=len(wall_s),
-                   num_warmup_runs=num_warmup_runs, wall_s=list(wall_s), output_tokens_per_s=output,
+                   wall_s=list(wall_s), num_output_tokens=list(num_output_tokens), output_tokens_per_s=output,
                    total_tokens_per_s=total, median_wall_s=statistics.median(wall_s),
                    median_output_tokens_per_s=statistics.median(output),
-                   median_total_tokens_per_s=statistics.median(total))
+                   median_total_tokens_per_s=statistics.median(total), num_cached_tokens=num_cached_tokens,
+                   step_host_ms=step_host_ms)
 
 
 class OfflineResult(Record):
@@ -269,10 +282,9 @@ class OfflineResult(Record):
 
     schema: str
     model: str
-    dtype: str
-    device: str
     environment: Environment
     records: list[OfflineRecord]
+    findings: list[Finding]
 
 
 def to_json(record: Record) -> bytes:
@@ -388,8 +400,3 @@ def write_result(result: RunResult, directory: Path) -> None:
     write_atomic(directory / "results.json", to_json(result))
     write_atomic(directory / "requests.csv", requests_csv(result))
     write_atomic(directory / "cells.csv", cells_csv(result))
-
-
-def write_offline(result: OfflineResult, path: Path) -> None:
-    """Writes an offline result as JSON."""
-    write_atomic(path, to_json(result))

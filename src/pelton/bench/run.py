@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
-import importlib.metadata
-import os
-import platform
 import secrets
 import shlex
 from collections.abc import Callable, Sequence
@@ -19,10 +15,11 @@ from pelton.bench import prompts
 from pelton.bench.audit import audit
 from pelton.bench.cell import CellOutcome, CellSpec, run_cell
 from pelton.bench.client import now_ns
+from pelton.bench.environment import describe_environment
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
 from pelton.bench.progress import Progress
-from pelton.bench.results import SCHEMA, CellResult, Environment, RequestRecord, RunResult, Workload
+from pelton.bench.results import SCHEMA, CellResult, RequestRecord, RunResult, Workload
 from pelton.bench.target import Target, open_target
 from pelton.errors import ServerError
 
@@ -40,7 +37,7 @@ class Run:
         self._specs = list(specs)
         self._progress = progress
         self._keep = keep
-        self._environment = _environment(kind, options)
+        self._environment = describe_environment(command_line(kind, options))
         self._seed = secrets.randbits(32) if options.seed is None else options.seed
         self._cells: list[CellResult] = []
         self._requests: list[RequestRecord] = []
@@ -128,14 +125,6 @@ def _failure_line(outcome: CellOutcome) -> str:
 def _share(end_ns: int | None, num_cells_left: int) -> int | None:
     """Deadline of the next cell: its equal share of the time left, so that what one cell saves the next may use."""
     return None if end_ns is None else now_ns() + max(end_ns - now_ns(), 0) // num_cells_left
-
-
-def _environment(kind: str, options: TargetOptions) -> Environment:
-    return Environment(
-        pelton_version=importlib.metadata.version("pelton"), python_version=platform.python_version(),
-        platform=platform.platform(), num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1, started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command_line(kind, options))
 
 
 def command_line(kind: str, options: TargetOptions) -> str:

@@ -127,12 +127,12 @@ def print_result(console: Console, result: RunResult) -> None:
 
 def offline_table(result: OfflineResult) -> Table:
     """Offline throughput by batch size."""
-    table = _table(f"{result.model}, {result.dtype}, {result.device}: offline throughput",
-                   ("batch", "input tok", "output tok", "runs", "wall s", "output tok/s", "least", "most",
-                    "total tok/s"))
+    table = _table(f"{escape(result.model)}: offline throughput",
+                   ("\nbatch", "input\ntokens", "output\ntokens", "\nruns", "wall s\nmedian", "output tok/s\nmedian",
+                    "\nleast", "\nmost", "total tok/s\nmedian", "step host\nms"))
     for record in result.records:
         rates = record.output_tokens_per_s
         table.add_row(str(record.batch_size), str(record.input_len), str(record.output_len), str(record.num_runs),
                       f"{record.median_wall_s:.3f}", number(record.median_output_tokens_per_s), number(min(rates)),
-                      number(max(rates)), number(record.median_total_tokens_per_s))
+                      number(max(rates)), number(record.median_total_tokens_per_s), number(record.step_host_ms))
     return table

@@ -5,9 +5,16 @@
   const narrow = window.matchMedia("(max-width: 40rem)");
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
+  // On a phone the 2s and 5s of a long logarithmic axis keep their grid lines and lose their labels.
+  function labels(base) {
+    if (!narrow.matches || !base.tickvals || base.tickvals.length <= 6) return base;
+    const isDecade = (value) => Number.isInteger(Math.round(Math.log10(value) * 1e6) / 1e6);
+    return { ...base, ticktext: base.ticktext.map((text, i) => (isDecade(base.tickvals[i]) ? text : "")) };
+  }
+
   function axis(base) {
     return {
-      ...base, automargin: true, gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line"),
+      ...labels(base), automargin: true, gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line"),
       showline: true, ticks: "outside", tickcolor: color("line"), minor: { ticks: "" }, tickangle: 0,
       title: { ...base.title, standoff: 10, font: { size: narrow.matches ? 11 : 13, color: color("soft") } },
     };
