@@ -1,0 +1,56 @@
+"""Matrix product with a stored weight on a CPU: oneDNN over weights packed once.
+
+F.linear lets oneDNN reorder a row-major weight into its tile layout on every call, which at few rows costs as much as
+the product itself; float32 goes to MKL, slow on CPUs that are not Intel's. Packing at load halves the time of both.
+The product of few rows is then bound by reading the weight once.
+
+Types that the CPU cannot multiply natively (float16 nearly everywhere, bfloat16 before AVX-512) are held as float32,
+exactly, at twice the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pelton.kernels.cpu_features import can_pack, native_dtype
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in oneDNN's layout for this CPU."""
+
+    data: Tensor
+    """Opaque to torch's other operations."""
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.numel() * self.dtype.itemsize
+
+
+def prepare_weight(weight: Tensor) -> PackedWeight | Tensor:
+    """Packs a weight [N, K]; a copy, so the caller may drop the row-major one.
+
+    Where torch has no oneDNN the weight stays as it is.
+    """
+    dtype = native_dtype(weight.dtype)
+    if not can_pack():
+        return weight.to(dtype)
+    return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous()), dtype)
+
+
+def linear(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] times the transpose of a prepared weight [N, K], plus bias [N]: [M, N] in x's type."""
+    wide = x.dtype != weight.dtype
+    inputs = x.to(weight.dtype) if wide else x
+    if wide and bias is not None:
+        bias = bias.to(weight.dtype)
+    if isinstance(weight, PackedWeight):
+        out = torch.ops.mkldnn._linear_pointwise(inputs, weight.data, bias, "none", [], "")
+    else:
+        out = F.linear(inputs, weight, bias)
+    return out.to(x.dtype) if wide else out
