@@ -1,0 +1,88 @@
+"""The step's tensors against the slow constructor, over random batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from pelton.config import RopeConfig
+from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.models.rope import rope_length
+from pelton.runner.inputs import make_inputs
+from pelton.runner.slots import Slots
+from pelton.types import Batch, SamplingParams, SlotInit
+
+
+def random_batch(rng, slots, size):
+    """Rows in distinct slots with blocks in random order; the slots have taken them."""
+    num_rows = int(rng.integers(1, 9))
+    num_decodes = int(rng.integers(0, num_rows + 1))
+    free_blocks = rng.permutation(400).tolist()
+    rows, new, tables, known = [], [], [], []
+    for row, slot in enumerate(rng.permutation(slots.num_slots)[:num_rows].tolist()):
+        token_ids = rng.integers(0, 1000, int(rng.integers(2, 90))).tolist()
+        start = int(rng.integers(0, len(token_ids)))
+        num = 1 if row < num_decodes else int(rng.integers(1, len(token_ids) - start + 1))
+        start = len(token_ids) if row < num_decodes else start
+        table = [free_blocks.pop() for _ in range(-(-(start + num) // size) + int(rng.integers(0, 2)))]
+        sampling = SamplingParams(max_tokens=int(rng.integers(1, 30)))
+        new.append(SlotInit(slot, token_ids, len(token_ids) - 1, table, sampling, 0, ()))
+        rows.append((slot, start, num, start + num >= len(token_ids)))
+        tables.append(table)
+        known.append(token_ids)
+    columns = [list(column) for column in zip(*rows)]
+    batch = Batch(0, *columns, num_decodes, new, [], [])
+    slots.apply(batch)
+    return batch, tables, known
+
+
+def make_slots(size):
+    return Slots(num_slots=10, max_seq_len=128, tokens_per_block=size, vocab_size=1000, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("attempt", range(8))
+def test_agrees_with_the_slow_constructor(size, attempt):
+    seed = np.random.SeedSequence().entropy % 2**32
+    print("seed", seed)
+    slots = make_slots(size)
+    batch, tables, known = random_batch(np.random.default_rng(seed), slots, size)
+    inputs = make_inputs(batch, slots, RopeConfig())
+    slow = AttentionMetadata.from_rows(batch.starts, batch.num_tokens, tables, num_decodes=batch.num_decodes,
+                                       tokens_per_block=size)
+    for name in ("num_decodes", "query_lens_host", "seq_lens_host"):
+        assert getattr(inputs.meta, name) == getattr(slow, name), name
+    for name in ("query_start", "seq_lens", "slot_mapping"):
+        fast_tensor, slow_tensor = getattr(inputs.meta, name), getattr(slow, name)
+        assert fast_tensor.dtype == slow_tensor.dtype
+        assert fast_tensor.tolist() == slow_tensor.tolist(), name
+    for row, stop in enumerate(slow.seq_lens_host):
+        used = -(-stop // size)
+        assert inputs.meta.block_tables[row, :used].tolist() == tables[row][:used]
+    assert inputs.meta.block_tables.dtype == torch.int32
+    assert inputs.meta.rope_lens is None
+    tokens, positions = [], []
+    for start, num, ids in zip(batch.starts, batch.num_tokens, known, strict=True):
+        tokens += [ids[-1]] if start == len(ids) else ids[start:start + num]
+        positions += range(start, start + num)
+    assert inputs.token_ids.tolist() == tokens
+    assert inputs.positions.tolist() == positions
+    assert inputs.token_ids.dtype == inputs.positions.dtype == torch.int64
+    ends = np.cumsum(batch.num_tokens) - 1
+    assert inputs.sampled_rows.tolist() == ends[batch.is_sampled].tolist()
+    assert inputs.sampled_slots.tolist() == batch.sampled_slots
+    stops = np.add(batch.starts, batch.num_tokens)
+    assert inputs.sampled_positions.tolist() == stops[batch.is_sampled].tolist()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rope_lengths(kind):
+    rope = RopeConfig(kind=kind, factor=2.0, original_max_position_embeddings=32)
+    slots = make_slots(16)
+    batch, _, _ = random_batch(np.random.default_rng(1), slots, 16)
+    inputs = make_inputs(batch, slots, rope)
+    expected = []
+    for init, start, num in zip(batch.new, batch.starts, batch.num_tokens, strict=True):
+        total = min(128, init.num_prompt_tokens + init.sampling.max_tokens)
+        expected += [rope_length(rope, position, num_prompt_tokens=init.num_prompt_tokens, max_total_tokens=total)
+                     for position in range(start, start + num)]
+    assert inputs.meta.rope_lens.tolist() == expected
