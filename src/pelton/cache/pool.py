@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+
+_ALIGN_BYTES = 64  # a cache line
 
 
 class KvPool:
@@ -19,7 +24,7 @@ class KvPool:
     def __init__(self, num_blocks: int, num_layers: int, num_kv_heads: int, tokens_per_block: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device | str = "cpu"):
         shape = (num_blocks, num_layers, 2, num_kv_heads, tokens_per_block, head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = _zeros(shape, dtype, torch.device(device))
         self.layer_views = [self.data[:, layer] for layer in range(num_layers)]
 
     @property
@@ -51,3 +56,13 @@ class KvPool:
                         dtype: torch.dtype) -> int:
         """What one block takes, all layers together."""
         return 2 * num_layers * num_kv_heads * tokens_per_block * head_dim * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """torch.zeros writes every page of a CPU tensor; numpy asks the system for pages that are zero when first used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    pages = np.zeros(num_bytes + _ALIGN_BYTES, dtype=np.uint8)
+    start = -pages.ctypes.data % _ALIGN_BYTES
+    return torch.from_numpy(pages[start:start + num_bytes]).view(dtype).view(shape)
