@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pelton.config import ExecutorConfig, ParallelConfig
-from pelton.errors import EngineError
+from pelton.errors import ConfigError, EngineError
 from pelton.host import available_cpus, count_cores, read_text
 from pelton.ledger import Ledger
 from pelton.manifest import (
@@ -89,11 +89,14 @@ def default_num_threads() -> int:
 
 def _device(engine_dir: Path, manifest: Manifest, config: ExecutorConfig) -> torch.device:
     """Where the engine will run: where it was built for, unless the configuration insists on something else."""
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ConfigError("device: cuda was asked for, but torch finds no GPU; `pelton doctor` says why")
     wants_gpu = manifest.gpu != "cpu" if config.device == "auto" else config.device == "cuda"
-    if wants_gpu and torch.cuda.is_available():
+    if wants_gpu and has_gpu:
         major, minor = torch.cuda.get_device_capability()
         check_gpu(engine_dir, manifest, f"sm_{major}{minor}")
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())
     check_gpu(engine_dir, manifest, "cpu")
     return torch.device("cpu")
 

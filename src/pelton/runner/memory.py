@@ -14,6 +14,7 @@ import torch
 from pelton.config import DTYPE_BYTES, BuildConfig, Dtype, KvCacheConfig, ModelConfig
 from pelton.errors import CapacityError
 from pelton.host import memory_bytes, read_text
+from pelton.kernels.cpu_features import native_dtype
 from pelton.ledger import Ledger, activation_bytes, sampling_state_bytes
 from pelton.manifest import Limits
 from pelton.physics import GIB, kv_bytes_per_token
@@ -47,7 +48,7 @@ def plan_memory(model: ModelConfig, limits: Limits, kv: KvCacheConfig, *, weight
     """The ledger of a runner on this device now, with its number of KV blocks.
 
     Args:
-        weights_bytes: of all tensors, not yet loaded.
+        weights_bytes: of all tensors in their file; not yet loaded.
 
     Raises:
         CapacityError: the weights, one sequence of max_seq_len or the blocks asked for do not fit.
@@ -56,7 +57,7 @@ def plan_memory(model: ModelConfig, limits: Limits, kv: KvCacheConfig, *, weight
     sizes = BuildConfig(max_batch_size=limits.max_batch_size, max_num_tokens=limits.max_num_tokens,
                         max_seq_len=limits.max_seq_len, tokens_per_block=limits.tokens_per_block)
     fixed = {
-        "weights_bytes": weights_bytes,
+        "weights_bytes": _resident_bytes(model, weights_bytes, dtype, device),
         "activations_bytes": activation_bytes(model, sizes, element_bytes=int(DTYPE_BYTES[dtype])),
         "graphs_bytes": 0,
         "workspace_bytes": 0,
@@ -75,6 +76,15 @@ def plan_memory(model: ModelConfig, limits: Limits, kv: KvCacheConfig, *, weight
                             f"{max(left, 0) / GIB:.2f} of the {available / GIB:.2f} GiB that are free; lower "
                             "max_blocks or leave it out")
     return ledger
+
+
+def _resident_bytes(model: ModelConfig, file_bytes: int, dtype: Dtype, device: torch.device) -> int:
+    """What weights take up once kernels hold them: a CPU widens types it cannot multiply, and packs a tied head."""
+    if device.type != "cpu":
+        return file_bytes
+    native_bytes = native_dtype(getattr(torch, dtype)).itemsize
+    tied_head = model.vocab_size * model.hidden_size * native_bytes if model.tie_word_embeddings else 0
+    return int(file_bytes * native_bytes / DTYPE_BYTES[dtype]) + tied_head
 
 
 def _num_blocks(left_bytes: int, block_bytes: int, limits: Limits, kv: KvCacheConfig, device: torch.device) -> int:

@@ -75,6 +75,12 @@ def test_too_little_for_one_sequence_is_refused(monkeypatch):
         plan(monkeypatch, 5 * MIB)
 
 
+def test_weights_count_in_the_type_they_are_multiplied_in(monkeypatch):
+    for native, expected in ((torch.bfloat16, 10 * MIB), (torch.float32, 20 * MIB)):
+        monkeypatch.setattr(memory, "native_dtype", lambda dtype, native=native: native)
+        assert plan(monkeypatch, 32 * GIB).weights_bytes == expected
+
+
 def test_available_memory_of_this_machine():
     total, available = available_bytes(CPU)
     assert 0 < available <= total

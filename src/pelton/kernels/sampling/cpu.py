@@ -22,15 +22,17 @@ def sample(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     """Draws one token per row.
 
     Args:
-        logits: [R, V] float32; changed in place where `columns.is_adjusted`.
+        logits: [R, V] float32; changed in place where `columns.is_adjusted`. On another device greedy rows are drawn
+            there; as soon as one row draws at random, the logits are copied to the host and waited for.
 
     Returns:
-        [R] int64.
+        [R] int64 on the logits' device.
     """
     if columns.is_adjusted:
         adjust(logits, columns)
     if columns.is_greedy:
         return logits.argmax(dim=-1)
+    device, logits = logits.device, logits.cpu()
     vocab_size = logits.shape[1]
     is_random = columns.temperature > 0
     is_truncated = (columns.top_k > 0) & (columns.top_k < vocab_size)
@@ -41,7 +43,7 @@ def sample(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
         index = np.flatnonzero(rows)
         if len(index):
             tokens[index] = draw(logits, columns, index)
-    return tokens
+    return tokens.to(device)
 
 
 def adjust(logits: torch.Tensor, columns: Columns) -> None:
