@@ -33,6 +33,7 @@ MANIFEST_NAME = "engine.json"
 TUNING_NAME = "tuning.json"
 LEDGER_NAME = "ledger.json"
 TOKENIZER_DIR = "tokenizer"
+WEIGHTS_PREFIX = "weights-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def created_now() -> str:
 
 def weights_name(rank: int) -> str:
     """File with the weights of one rank; rank = pp_rank * tp_size + tp_rank."""
-    return f"weights-{rank}.safetensors"
+    return f"{WEIGHTS_PREFIX}{rank}.safetensors"
 
 
 def is_engine_dir(path: Path) -> bool:

@@ -30,12 +30,14 @@ from pelton.errors import EngineError
 from pelton.hashing import digest
 from pelton.manifest import (
     FORMAT_VERSION,
+    WEIGHTS_PREFIX,
     check_gpu,
     check_options,
     check_sizes,
     is_engine_dir,
     pelton_version,
     read_manifest,
+    verify_files,
 )
 
 CACHE_VARIABLE = "PELTON_CACHE"
@@ -52,9 +54,9 @@ def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: Pa
                   show_progress: bool = True) -> Path:
     """The engine directory of a model, built into the cache when it is not there yet.
 
-    An engine directory is returned as it is once its manifest, its files' sizes, its GPU and the options asked for have
-    been checked; contents are hashed by whoever loads it. Entries of the cache are checked to the last byte, once for
-    as long as their files do not change, and built again when they are damaged.
+    An engine directory is returned as it is once its manifest, its GPU, the options asked for, its files' sizes and the
+    content of all but the weights have been checked; weights are hashed by whoever loads them. Entries of the cache are
+    checked to the last byte, once for as long as their files do not change, and built again when they are damaged.
 
     Args:
         model: a hub id, a checkpoint directory, an output of `pelton convert`, an engine directory, or "pelton-tiny".
@@ -98,6 +100,7 @@ def _checked_engine(engine_dir: Path, config: BuildConfig, gpu: str) -> Path:
     check_gpu(engine_dir, manifest, gpu)
     check_options(engine_dir, manifest, config)
     check_sizes(engine_dir, manifest)
+    verify_files(engine_dir, manifest, names=[name for name in manifest.files if not name.startswith(WEIGHTS_PREFIX)])
     return engine_dir
 
 
