@@ -6,6 +6,7 @@ Only what is needed is fetched: safetensors, configs, tokenizer and template; ne
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -13,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pelton.checkpoint.reader import INDEX_NAME, SINGLE_NAME, missing_weights
+from pelton.checkpoint.reader import INDEX_NAME, SINGLE_NAME, missing_weights, weight_files
 from pelton.errors import CheckpointError
 
 SHIPPED_MODELS = ("pelton-tiny",)
@@ -101,7 +102,7 @@ def _local_model(name: str) -> Path:
 
 def _download(name: str, revision: str | None, endpoint: str | None, cache_dir: Path | None) -> Path:
     _require_hub_id(name)
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     where: dict[str, Any] = {"endpoint": endpoint, "cache_dir": cache_dir}
     with _explained(name, revision):
@@ -112,8 +113,25 @@ def _download(name: str, revision: str | None, endpoint: str | None, cache_dir: 
                 raise
             return _cached(name, revision, where, error)
         wanted = wanted_files([item.rfilename for item in info.siblings or []], name)
-        # By the revision's own name, not the commit it stands for: that is how a start without network finds it again.
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **where))
+        return _fetch(name, revision, wanted, where)
+
+
+def _fetch(name: str, revision: str | None, wanted: list[str], where: dict[str, Any]) -> Path:
+    """Downloads, and goes on where a broken transfer stopped.
+
+    By the revision's own name, not the commit it stands for: that is how a start without network finds it again.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    for wait_seconds in (1, 2, 4, None):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **where))
+        except HTTPError as error:
+            if wait_seconds is None or isinstance(error, HfHubHTTPError):
+                raise
+            time.sleep(wait_seconds)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _require_hub_id(name: str) -> None:
@@ -142,15 +160,21 @@ def _cached(name: str, revision: str | None, where: dict[str, Any], error: Excep
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    unreachable = f"{name}: the hub cannot be reached ({_first_line(error)})"
+    mend = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder"
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True, **where))
+        path = Path(snapshot_download(name, revision=revision, local_files_only=True, **where))
     except LocalEntryNotFoundError as miss:
-        # Files that we never fetch make a snapshot incomplete in the library's eyes; the reader knows what it needs.
-        if getattr(miss, "snapshot_path", None):
-            return Path(miss.snapshot_path)
-        raise CheckpointError(f"{name}: the hub cannot be reached ({_first_line(error)}) and the model is not in the "
-                              "cache of earlier downloads; check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give "
-                              "a local folder") from None
+        # Files that we never fetch make a snapshot incomplete in the library's eyes; what we need is looked at below.
+        if not getattr(miss, "snapshot_path", None):
+            raise CheckpointError(f"{unreachable} and the model is not in the cache of earlier downloads; {mend}"
+                                  ) from None
+        path = Path(miss.snapshot_path)
+    try:
+        weight_files(path)
+    except CheckpointError as gap:
+        raise CheckpointError(f"{unreachable} and an earlier download is incomplete ({gap}); {mend}") from None
+    return path
 
 
 @contextmanager

@@ -91,6 +91,9 @@ def test_second_time_downloads_nothing_and_works_without_the_hub(hub: fake_hub.F
     assert hub.downloads() == []
     hub.failure = 503
     assert resolve(hub, tmp_path) == first
+    (first / "model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot be reached .* incomplete \(.*model-00002-of-00004"):
+        resolve(hub, tmp_path)
 
 
 def test_broken_transfer_goes_on_where_it_stopped(hub: fake_hub.FakeHub, tmp_path: Path,
