@@ -233,7 +233,7 @@ class FakeRunner:
             num_output = len(slot.tokens) - slot.init.num_prompt_tokens
             banned = list(masks.get(number, ())) + list(slot.init.end_ids if num_output < params.min_tokens else ())
             history = slot.histories[-1]
-            token = draw(history, slot.init.seed, self.limits.vocab_size, banned)
+            token = draw(history + slot.is_broken, slot.init.seed, self.limits.vocab_size, banned)
             slot.tokens.append(token)
             slot.extend_histories()
             output.slots.append(number)

@@ -8,7 +8,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from helpers.fake_runner import Expected, FakeRunner, Limits, oracle
-
 from pelton.config import ExecutorConfig, KvCacheConfig
 from pelton.scheduler.scheduler import Scheduler
 from pelton.types import Batch, Output, Request, SamplingParams, Sequence
@@ -52,6 +51,8 @@ class Harness:
         self._arrivals = itertools.count()
         self._ids = itertools.count()
         self._in_flight: deque[tuple[Batch, object]] = deque()
+        self._tables: dict[int, list[int]] = {}  # by slot, from the batches alone
+        self._named: dict[int, set[int]] = {}  # step in flight -> blocks its rows name
         self._is_checked = is_checked
 
     def add(self, prompt, *, seed=7, **options) -> str:
@@ -118,6 +119,9 @@ class Harness:
     def check(self) -> None:
         if self._is_checked:
             self.scheduler.check_integrity()
+            pool = self.scheduler.pool
+            for blocks in self._named.values():
+                assert pool.num_unreferenced(blocks) == 0, "a block returned while a launched step names it"
 
     def check_ended(self) -> None:
         """Everything has come back, and each completion yielded exactly what it had to."""
@@ -134,6 +138,7 @@ class Harness:
     def _collect(self, *, keep: int) -> None:
         while len(self._in_flight) > keep:
             batch, step = self._in_flight.popleft()
+            del self._named[batch.step_id]
             try:
                 output = step.result()
             except RuntimeError as error:
@@ -168,6 +173,18 @@ class Harness:
         assert all(num == 1 for num in batch.num_tokens[:batch.num_decodes])
         assert {init.slot for init in batch.new} <= set(batch.slots[batch.num_decodes:])
         assert {slot for slot, _ in batch.new_blocks} <= set(batch.slots[:batch.num_decodes])
+        for slot in batch.freed:
+            del self._tables[slot]
+        for init in batch.new:
+            assert len(init.block_ids) * self.limits.tokens_per_block >= len(init.token_ids)
+            self._tables[init.slot] = list(init.block_ids)
+            if not self.scheduler.config.enable_chunked_prefill:
+                row = batch.slots.index(init.slot)
+                is_longer = batch.starts[row] + batch.num_tokens[row] < len(init.token_ids)
+                assert not is_longer or len(init.token_ids) > self.limits.max_num_tokens, "a prompt was split"
+        for slot, block_ids in batch.new_blocks:
+            self._tables[slot] += block_ids
+        self._named[batch.step_id] = {block for slot in batch.slots for block in self._tables[slot]}
 
 
 class Traffic:
