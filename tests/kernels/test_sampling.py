@@ -134,6 +134,41 @@ def test_wide_vocabulary_uses_wider_candidate_sets(kind):
         assert_same_draw(logits[i], row, int(drawn[i]))
 
 
+def allowed(params, logits, num_seeds=200):
+    """Tokens drawn over many seeds."""
+    rows = [SamplingRow(params=params, seed=i) for i in range(num_seeds)]
+    columns = make_columns(rows, len(logits))
+    return set(cpu.sample(logits.expand(num_seeds, -1).clone(), columns).tolist())
+
+
+@pytest.mark.parametrize(("params", "expected"), [
+    (SamplingParams(top_p=0.5), {0, 1}),  # their mass is exactly what is wanted
+    (SamplingParams(top_p=0.51), {0, 1, 2}),
+    (SamplingParams(top_k=3), {0, 1, 2}),
+    (SamplingParams(top_k=3, top_p=0.6), {0, 1}),  # 0.6 of what top_k kept
+    (SamplingParams(min_p=1.0), {0, 1, 2, 3}),
+    (SamplingParams(min_p=1.0, top_p=0.75), {0, 1, 2}),  # 0.75 of what min_p kept
+    (SamplingParams(top_p=0.625), {0, 1, 2}),
+])
+def test_kept_sets_by_hand(params, expected):
+    """Four equal tokens and eight that together weigh as much as one of them."""
+    logits = torch.tensor([0.0] * 4 + [-math.log(8)] * 8)
+    if params.min_p == 0:
+        logits[4:] = -math.inf
+    assert allowed(params, logits) == expected
+    adjusted = reference.adjust(logits, SamplingRow(params=params))
+    assert set(reference.kept_probs(adjusted, params).nonzero().squeeze(1).tolist()) == expected
+
+
+def test_top_p_is_a_share_of_what_min_p_kept_in_a_wide_vocabulary():
+    logits = torch.full((2000,), -3.0)
+    logits[:10] = torch.linspace(1.0, 0.1, 10)
+    params = SamplingParams(min_p=0.1, top_p=0.5)
+    kept = reference.kept_probs(logits.double(), params).nonzero().squeeze(1).tolist()
+    assert len(kept) == 4  # of all 2,000 tokens' mass, half would take many more
+    assert allowed(params, logits) == set(kept)
+
+
 def test_mixed_batch_draws_what_each_row_draws_alone():
     rng = np.random.default_rng(3)
     vocab_size = 1000

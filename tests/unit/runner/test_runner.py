@@ -179,6 +179,15 @@ def test_preempted_sequence_continues_as_if_nothing_happened(runner):
     assert resumed.outputs == whole.outputs[4:] == resumed.expected()
 
 
+def test_penalties_see_the_tokens_just_drawn(runner):
+    """Two favoured tokens take turns as each drawing makes the drawn one less likely."""
+    params = SamplingParams(temperature=0.0, logit_bias={5: 60.0, 9: 59.0}, frequency_penalty=2.0)
+    plan = Plan(0, [4], params)
+    drive(runner, [plan])
+    assert set(plan.outputs) == {5, 9}
+    assert plan.outputs == plan.expected()
+
+
 def test_freed_slot_forgets_its_sequence(runner):
     """Bias, counts, bans and log-probabilities of the old sequence do not reach the new one."""
     params = SamplingParams(logit_bias={5: 100.0}, repetition_penalty=2.0, min_tokens=50, logprobs=2, prompt_logprobs=1,
