@@ -30,7 +30,7 @@ def _options(cls: type, name: str, about: str, argv: list[str], *positional: str
 
 def doctor(argv: list[str]) -> int:
     """is this machine ready? each problem with its mend"""
-    from pelton.doctor import DoctorOptions, run_doctor
+    from pelton.doctor.run import DoctorOptions, run_doctor
 
     return run_doctor(_options(DoctorOptions, "doctor", doctor.__doc__, argv))
 

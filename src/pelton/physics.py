@@ -50,7 +50,7 @@ class Hardware:
 
 def _nvidia(name: str, architecture: str, *aliases: str, mib: int, l2_mb: int, gb_s: float, source: str,
             bandwidth_source: str = "", flops_source: str = "", **tera_flops: float) -> Hardware:
-    sources = {"memory_bytes": "memory.total of nvidia-smi", "cache_bytes": f"L2: NVIDIA {architecture} documentation",
+    sources = {"memory_bytes": "memory.total of nvidia-smi", "cache_bytes": "L2 size as NVIDIA documents it",
                "bandwidth": bandwidth_source or source, "flops": flops_source or source}
     return Hardware(name=name, aliases=aliases, architecture=architecture, memory_bytes=mib * MIB,
                     cache_bytes=l2_mb * 1_000_000, bandwidth=gb_s * 1e9,
@@ -80,7 +80,7 @@ HARDWARE: tuple[Hardware, ...] = (
             float32=51.2, bf16=756.4, fp8=1_512.9, int8=1_512.9, source=_H100_WHITEPAPER),
     _nvidia("H100 SXM", "sm_90", "H100", "H100 80GB HBM3", mib=81_559, l2_mb=50, gb_s=3_352,
             float32=66.9, bf16=989.4, fp8=1_978.9, int8=1_978.9, source=_H100_WHITEPAPER),
-    _nvidia("H200", "sm_90", "H200 SXM", mib=143_771, l2_mb=50, gb_s=4_580,
+    _nvidia("H200", "sm_90", "H200 SXM", mib=143_771, l2_mb=60, gb_s=4_580,
             float32=66.9, bf16=790.0, fp8=1_360.0, int8=1_978.9, source="NVIDIA H200 datasheet",
             bandwidth_source="measured: int64 sum over 8 GiB (datasheet: 4.8 TB/s)",
             flops_source="measured: largest library matrix products, bf16 and fp8 with row-wise scales (datasheet: "
