@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +30,6 @@ from pelton.tokenizer.tokenizer import Tokenizer
 STATS_TIMEOUT_S = 10.0
 OPEN_ROUTES = ("/health",)
 """Answered without the API key."""
-_log = logging.getLogger("pelton.server")
 
 
 def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: ServeConfig, *, model_name: str,
@@ -137,6 +135,5 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """A fault of ours: the traceback goes to the log, the client learns the class."""
-    _log.error("unhandled error in %s %s", request.method, request.url.path, exc_info=error)
+    """A fault of ours: the client learns its class; the traceback goes to the log, as Starlette raises it again."""
     return error_response(error)

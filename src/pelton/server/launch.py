@@ -95,7 +95,7 @@ class HttpServer(uvicorn.Server):
                  on_started: Callable[[], None] = lambda: None):
         super().__init__(uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", log_config=None, log_level=log_level,
-            access_log=log_level == "debug", server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
+            access_log=log_level == "debug", server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S))
         self._listener = listener
         self._on_started = on_started

@@ -31,7 +31,7 @@ def make_sampling(fields: GenerationFields, state: ServerState, *, max_tokens: i
         RequestError: a value is out of range; `param` names the field.
     """
     values: dict[str, Any] = {name: value for name in _PLAIN if (value := getattr(fields, name)) is not None}
-    if fields.stop:
+    if fields.stop is not None:
         values["stop"] = _stops(fields.stop)
     if fields.stop_token_ids:
         values["stop_token_ids"] = tuple(_at_most(fields.stop_token_ids, "stop_token_ids"))
