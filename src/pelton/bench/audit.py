@@ -73,7 +73,8 @@ def concurrency_not_reached(result: RunResult) -> Iterator[Finding]:
                     for c in thin]
         yield Finding(name="concurrency_thin", severity="warning", cells=[c.id for c in thin],
                       evidence=_join(evidence),
-                      advice="The run-out at the end weighs too much: give more requests per cell.")
+                      advice="The run-out at the end, or the client's own work between two requests, weighs too "
+                             "much: give more requests per cell; the figures hold for the number measured.")
 
 
 @check
@@ -220,6 +221,21 @@ def requests_failed(result: RunResult) -> Iterator[Finding]:
             yield Finding(name="requests_failed", severity=severity, cells=cells, evidence=_join(evidence) + example,
                           advice="Latencies are those of the requests that survived, and a server that sheds load "
                                  "looks fast. Find the cause, or lower the load.")
+
+
+@check
+def requests_resent(result: RunResult) -> Iterator[Finding]:
+    """Requests whose first sending met a closed connection."""
+    cells, evidence = [], []
+    for cell in result.cells:
+        num_resent = sum(r.was_resent for r in _measured(result, cell))
+        if num_resent:
+            cells.append(cell.id)
+            evidence.append(f"{cell.id}: {num_resent} of {cell.num_done} requests")
+    if cells:
+        yield Finding(name="requests_resent", severity="warning", cells=cells, evidence=_join(evidence),
+                      advice="The server closed kept-open connections without an answer, and the requests were sent "
+                             "once more. Either it closes idle connections early, or it drops requests.")
 
 
 @check

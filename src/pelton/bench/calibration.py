@@ -10,6 +10,7 @@ it costs little beside the client.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ class Behaviour:
     """Reported as prompt_tokens_details.cached_tokens."""
     refused_fields: frozenset[str] = frozenset()
     """Requests with one of these fields get status 400."""
+    api_key: str | None = None
+    """Requests without this key get status 401."""
+    closes_connections: bool = False
+    """Close every connection after one answer without having said so, as servers do with idle ones."""
     fault: Callable[[int, dict[str, Any]], Fault | None] = lambda number, body: None
     """(number of the request, its body) -> how to misbehave."""
 
@@ -135,7 +140,11 @@ class _Connection(asyncio.Protocol):
             return
         self._received = rest[length:]
         method, path, _ = request_line.split(" ", 2)
-        self._route(method, path, rest[:length])
+        key = self._behaviour.api_key
+        if key is not None and headers.get("authorization") != f"Bearer {key}":
+            self._reply(401, {"error": {"message": "wrong key"}})
+        else:
+            self._route(method, path, rest[:length])
 
     def _route(self, method: str, path: str, body: bytes) -> None:
         if (method, path) == ("GET", "/v1/models"):
@@ -152,6 +161,7 @@ class _Connection(asyncio.Protocol):
         body = msgspec.json.encode(data)
         self._transport.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nServer: pelton-calibration\r\n"
                               b"Content-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        self._close_if_told()
 
     def _generate(self, path: str, body: dict[str, Any]) -> None:
         server, behaviour = self._server, self._behaviour
@@ -223,6 +233,11 @@ class _Connection(asyncio.Protocol):
         self._send_event(b"[DONE]")
         self._transport.write(b"0\r\n\r\n")
         self._end_answer()
+        self._close_if_told()
+
+    def _close_if_told(self) -> None:
+        if self._behaviour.closes_connections:
+            self._transport.close()
 
     def _misbehave(self, answer: _Answer) -> bool:
         """Does what the fault says in the middle of a stream; True when the answer ends with it."""
@@ -288,25 +303,22 @@ class _Answer:
 def serve_in_thread(behaviour: Behaviour | None = None) -> Iterator[CalibrationServer]:
     """A calibration server on a free port of the loopback, on a thread of its own, until the block ends."""
     server = CalibrationServer(behaviour)
-    loop = asyncio.new_event_loop()
-    is_up = threading.Event()
+    started: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = concurrent.futures.Future()
 
-    async def start() -> None:
-        await server.start()
-        is_up.set()
+    async def work() -> None:
+        try:
+            async with server:
+                ended = asyncio.Event()
+                started.set_result((asyncio.get_running_loop(), ended))
+                await ended.wait()
+        except OSError as error:
+            started.set_exception(error)
 
-    def work() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(start())
-        loop.run_forever()
-        loop.run_until_complete(server.close())
-        loop.close()
-
-    thread = threading.Thread(target=work, name="calibration-server", daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(work()), name="calibration-server", daemon=True)
     thread.start()
-    is_up.wait()
+    loop, ended = started.result()
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(ended.set)
         thread.join()

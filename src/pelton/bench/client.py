@@ -44,6 +44,8 @@ class Exchange:
     end_ns: int = 0
     response: Response = field(default_factory=Response)
     failure: Failure | None = None
+    was_resent: bool = False
+    """Sent a second time, because the connection of the first closed without a byte of answer."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ class Client:
         was_dropped = exchange.failure is not None and exchange.failure.kind == "dropped"
         if not (is_reused and was_dropped and exchange.response.first_byte_ns is None):
             return exchange
-        # The server closed an idle connection just as we wrote to it; a fresh one tells that from a real failure.
-        retry = Exchange()
+        # Most likely the server closed an idle connection just as we wrote to it. If not, the audit still tells.
+        retry = Exchange(was_resent=True)
         if (connection := await self._open(retry, timeout_s)) is not None:
             await self._run(connection, request, retry, timeout_s)
             retry.connect_ns = retry.sent_ns - exchange.sent_ns

@@ -18,11 +18,13 @@ from pelton.errors import ConfigError
 
 DESCRIPTION = "synthetic: random words of the tokenizer's vocabulary, first content tokens never repeated"
 MAX_VOCAB_SCANNED = 40_000
+MIN_WORDS = 64
 MAX_FILLER_WORDS = 4_096
 MAX_FIRST_WORDS_TRIED = 200
 MAX_ADJUSTMENTS = 12
 
-_WORD = re.compile(r"[A-Za-z]{2,16}")
+_WORD = re.compile(r"[A-Za-z]{1,16}")
+_SYLLABLES = [a + b for a in "bcdfglmnprst" for b in "aeiou"]  # for vocabularies of little more than bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,7 @@ class PromptFactory:
         size = self._vocabulary.size
         ids = self._random.sample(range(size), min(size, MAX_VOCAB_SCANNED))
         words = {text: None for i in ids if _WORD.fullmatch(text := self._vocabulary.decode([i]).strip())}
-        if len(words) < 16:
-            words = dict.fromkeys(a + b for a in "bcdfglmnprst" for b in "aeiou")
-        return list(words)
+        return list(words) if len(words) >= MIN_WORDS else [*words, *_SYLLABLES]
 
     @cached_property
     def _fillers(self) -> list[str]:

@@ -52,6 +52,8 @@ class RequestRecord(Record):
     """Prompt tokens the server says it took from a cache; none when it does not say."""
     connect_us: int
     """Time to open the connection; 0 on a connection that was open already."""
+    was_resent: bool
+    """Sent a second time because a connection closed without an answer; times are the second sending's."""
     sent_us: int
     """Just before the request was handed to the socket, the connection being open."""
     first_byte_us: int | None
@@ -365,8 +367,8 @@ def _csv(header: list[str], rows: list[list[Any]]) -> bytes:
 
 REQUEST_COLUMNS = ("cell", "index", "is_warmup", "is_stream", "requested_prompt_tokens", "client_prompt_tokens",
                    "server_prompt_tokens", "requested_output_tokens", "output_tokens", "output_tokens_source",
-                   "cached_tokens", "connect_us", "sent_us", "first_byte_us", "first_content_us", "last_content_us",
-                   "end_us", "finish_reason", "http_status", "error", "error_message")
+                   "cached_tokens", "connect_us", "was_resent", "sent_us", "first_byte_us", "first_content_us",
+                   "last_content_us", "end_us", "finish_reason", "http_status", "error", "error_message")
 CELL_COLUMNS = ("id", "concurrency", "requested_prompt_tokens", "requested_output_tokens", "is_stream",
                 "num_requests", "num_done", "peak_in_flight", "status", "stop_reason")
 STATISTICS = ("num_samples", "mean", "min", "max", "p50", "p90", "p95", "p99")

@@ -1,0 +1,72 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pelton.bench.framing import FramingError, ResponseFramer
+
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\nContent-Type: text/plain\r\n\r\nhello world"
+CHUNKED = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+           b"5\r\nhello\r\n6;note=1\r\n world\r\n0\r\nTrailer: x\r\n\r\n")
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n" + LENGTH
+
+
+def feed(pieces):
+    framer = ResponseFramer()
+    ends = [framer.feed(stamp, piece) for stamp, piece in enumerate(pieces)]
+    return framer, ends
+
+
+@pytest.mark.parametrize("whole", [LENGTH, CHUNKED, INTERIM])
+@given(data=st.data())
+def test_any_cut_gives_the_same_body(whole, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)]) if a < b]
+    framer, ends = feed(pieces)
+    assert framer.response.body == b"hello world"
+    assert framer.response.status == 200
+    assert ends[-1]
+    assert not any(ends[:-1])
+    assert [stamp for stamp, _ in framer.response.pieces] == sorted(stamp for stamp, _ in framer.response.pieces)
+
+
+def test_each_piece_keeps_the_stamp_of_its_arrival():
+    framer = ResponseFramer()
+    framer.feed(10, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    framer.feed(20, b"3\r\none\r\n")
+    framer.feed(30, b"3\r\ntwo\r\n3\r\nnew\r\n0\r\n\r\n")
+    assert framer.response.pieces == [(20, b"one"), (30, b"two"), (30, b"new")]
+    assert framer.response.first_byte_ns == 10
+
+
+def test_body_that_ends_with_the_connection():
+    framer, ends = feed([b"HTTP/1.1 200 OK\r\n\r\nab", b"cd"])
+    assert ends == [False, False]
+    assert framer.end_of_connection()
+    assert framer.response.body == b"abcd"
+    assert not framer.response.keeps_alive
+
+
+@pytest.mark.parametrize("pieces", [[LENGTH[:-1]], [CHUNKED[:-4]], [b"HTTP/1.1 200"]])
+def test_cut_off_response_is_not_whole(pieces):
+    framer, _ = feed(pieces)
+    assert not framer.end_of_connection()
+
+
+@pytest.mark.parametrize("head", [
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"])
+def test_connections_that_close(head):
+    framer, ends = feed([head])
+    assert ends == [True]
+    assert not framer.response.keeps_alive
+
+
+@pytest.mark.parametrize("data", [
+    b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/2 200\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\n", LENGTH + b"more",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+    b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000])
+def test_refuses_what_is_no_response(data):
+    with pytest.raises(FramingError):
+        feed([data])

@@ -1,0 +1,86 @@
+import pytest
+from helpers.bench import later, request
+
+from pelton.bench.metrics.metric import Sample
+from pelton.bench.metrics.registry import all_metrics
+
+METRICS = {m.name: m for m in all_metrics()}
+
+
+def measure(name, requests, *, is_stream=True):
+    return METRICS[name].measure(Sample(requests, is_stream))
+
+
+def test_registry_finds_one_metric_per_file():
+    assert {"ttft", "itl", "tpot", "decode_time", "e2e_latency", "output_throughput", "input_throughput",
+            "request_throughput", "in_flight_requests", "in_flight_input_tokens", "cached_tokens",
+            "errors"} <= set(METRICS)
+    for metric in METRICS.values():
+        assert metric.formula
+        assert metric.unit
+        assert metric.definition.endswith(".")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("ttft", 10.0), ("itl", 2.0), ("tpot", 2.0), ("decode_time", 6.0), ("e2e_latency", 17.0),
+    ("request_output_rate", 4 / 0.017), ("prompt_tokens", 16.0), ("output_tokens", 4.0)])
+def test_distributions_of_one_request(name, value):
+    found = measure(name, [request()]).distribution
+    assert found.p50 == pytest.approx(value)
+
+
+# Two requests of 17 ms, the second 10 ms after the first: 27 ms of wall time.
+PAIR = [request(), later(request(server_prompt_tokens=32), 10_000, index=1)]
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("output_throughput", 8 / 0.027), ("input_throughput", 48 / 0.027), ("request_throughput", 2 / 0.027),
+    ("in_flight_requests", 34 / 27), ("in_flight_input_tokens", (17 * 16 + 17 * 32) / 27), ("errors", 0.0)])
+def test_values_of_two_requests(name, value):
+    assert measure(name, PAIR).value == pytest.approx(value)
+
+
+def test_in_flight_is_what_was_measured_not_what_was_asked_for():
+    idle = [request(), later(request(), 83_000, index=1)]  # 100 ms, busy for 34 of them
+    assert measure("in_flight_requests", idle).value == pytest.approx(0.34)
+
+
+def test_failed_requests_leave_latencies_but_not_time():
+    failed = later(request(error="http_500", error_message="no", output_tokens=0, content_us=[]), 20_000, index=1)
+    requests = [request(), failed]
+    assert measure("ttft", requests).distribution.num_samples == 1
+    assert measure("output_throughput", requests).value == pytest.approx(4 / 0.037)
+    assert measure("errors", requests).value == 1
+    assert measure("in_flight_requests", requests).value == pytest.approx(34 / 37)
+
+
+def test_true_prompt_size_is_the_servers():
+    assert measure("prompt_tokens", [request(server_prompt_tokens=129)]).distribution.p50 == 129
+    assert measure("prompt_tokens", [request(server_prompt_tokens=None)]).distribution.p50 == 16
+
+
+def test_inter_token_latency_is_withheld_where_chunks_are_not_tokens():
+    found = measure("itl", [request(output_tokens=8)])
+    assert found.distribution is None
+    assert "2.00 tokens" in found.withheld
+    assert measure("tpot", [request(output_tokens=8)]).distribution.p50 == pytest.approx(6 / 7)
+
+
+def test_streaming_metrics_are_withheld_without_streaming():
+    for name in ("ttft", "itl", "tpot", "decode_time"):
+        assert measure(name, [request()], is_stream=False).withheld == "the answers were not streamed"
+
+
+def test_single_token_answers_have_no_time_per_output_token():
+    one = request(output_tokens=1, content_us=[10000], last_content_us=10000)
+    assert measure("tpot", [one]).withheld == "no samples"
+    assert measure("decode_time", [one]).distribution.p50 == 0
+
+
+def test_cached_tokens_only_where_reported():
+    assert "does not report" in measure("cached_tokens", [request()]).withheld
+    assert measure("cached_tokens", [request(cached_tokens=12)]).distribution.max == 12
+
+
+def test_no_requests_at_all():
+    assert all(m.measure(Sample([], True)).withheld == "no request ended" for m in METRICS.values())
