@@ -16,7 +16,7 @@ from pelton.models.weights import WeightSpec
 _SMALL = 0.02  # standard deviation of biases and of norm weights around 1
 
 
-def make_random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu", *,
+def make_random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu",
                         seed: int = 0) -> dict[str, torch.Tensor]:
     """All tensors of a model under their canonical names, whole. The same arguments give the same weights.
 

@@ -18,6 +18,7 @@ import torch
 from pelton.cache.pool import KvPool
 from pelton.config import ExecutorConfig, ModelConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.ledger import Ledger
 from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
 from pelton.runner.inputs import Inputs, make_inputs
@@ -88,6 +89,9 @@ class Runner:
         pool: the KV cache.
         limits: `num_blocks` is the pool's.
         num_threads: of torch's operators on a CPU; none leaves torch's own choice.
+
+    Attributes:
+        ledger: where the memory goes; None for a runner that was not loaded from an engine directory.
     """
 
     def __init__(self, decoder: Decoder, pool: KvPool, limits: EngineLimits, model_config: ModelConfig, *,
@@ -96,6 +100,7 @@ class Runner:
         self.limits = limits
         self.num_blocks = limits.num_blocks
         self.eos_ids = model_config.eos_ids
+        self.ledger: Ledger | None = None
         self._decoder = decoder
         self._pool = pool
         self._slots = Slots(num_slots=limits.max_batch_size, max_seq_len=limits.max_seq_len,
@@ -115,9 +120,11 @@ class Runner:
 
         engine = load_engine(Path(engine_dir), config)
         manifest = engine.manifest
-        return cls.from_weights(manifest.model, engine.weights, engine.limits, num_blocks=engine.ledger.num_blocks,
-                                kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
-                                num_threads=engine.num_threads)
+        runner = cls.from_weights(manifest.model, engine.weights, engine.limits, num_blocks=engine.ledger.num_blocks,
+                                  kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
+                                  num_threads=engine.num_threads)
+        runner.ledger = engine.ledger
+        return runner
 
     @classmethod
     def from_weights(cls, model_config: ModelConfig, weights: dict[str, torch.Tensor], limits: Limits, *,
@@ -126,7 +133,8 @@ class Runner:
         """A runner over weights that are already in memory.
 
         Args:
-            weights: canonical name -> tensor on `device`.
+            weights: canonical name -> tensor on `device`. The decoder empties the dict, so that a tensor it keeps in
+                another layout is freed.
             kv_dtype: of the KV cache; none: the embedding's.
         """
         device = torch.device(device)

@@ -1,11 +1,16 @@
 """Made-up weights: every tensor, its own numbers, sizes that keep activations finite."""
 
+import math
+
 import pytest
 import torch
 
 from pelton.config import ModelConfig
+from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
 from pelton.runner.random_weights import make_random_weights
+from pelton.runner.runner import Runner
+from pelton.types import Batch, SamplingParams, SlotInit
 
 
 def make_config(**changes):
@@ -37,3 +42,23 @@ def test_seed_and_layer_decide():
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
     assert not torch.equal(first[name], first["layers.1.down.weight"])
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
+def test_activations_stay_finite_and_logits_usable(architecture):
+    """Sixteen layers in bfloat16, through the runner: log-probabilities neither equal nor far apart."""
+    is_gemma = architecture == "Gemma2ForCausalLM"
+    config = make_config(architecture=architecture, num_layers=16, sandwich_norm=is_gemma, tie_word_embeddings=is_gemma,
+                         norm_weight_offset=float(is_gemma), embedding_scale=8.0 if is_gemma else 1.0)
+    limits = Limits(max_batch_size=1, max_seq_len=64, max_input_len=63, max_num_tokens=64, tokens_per_block=16)
+    runner = Runner.from_weights(config, make_random_weights(config, torch.bfloat16), limits, num_blocks=4)
+    try:
+        new = [SlotInit(0, list(range(40)), 40, [0, 1, 2], SamplingParams(logprobs=20), 0, ())]
+        step = runner.forward(Batch(0, [0], [0], [40], [True], 0, new, [], []))
+        runner.sample(step, None)
+        output = step.result()
+    finally:
+        runner.close()
+    assert all(math.isfinite(value) for value in output.logprobs[0].logprobs)
+    spread = max(output.logprobs[0].logprobs) - min(output.logprobs[0].logprobs)
+    assert 0.2 < spread < 10
