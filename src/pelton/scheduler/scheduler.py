@@ -151,8 +151,7 @@ class Scheduler:
         step = PlannedStep(self._next_step_id)
         self._plan_decodes(step, self.limits.max_num_tokens - self._num_tokens_owed())
         budget = self.limits.max_num_tokens - len(step.seqs)
-        if not step.is_short:
-            self._admit(budget)
+        self._admit(budget)
         self._plan_prefills(step, budget)
         if not step.seqs:
             return None
@@ -195,7 +194,6 @@ class Scheduler:
         """
         while not self.pool.num_free:
             assert self._policy.can_preempt, "a block that was promised is missing"
-            step.is_short = True
             if any(other.releases for other in self._in_flight.values()):
                 return False  # blocks are on their way back
             victim = max((seqs[-1] for seqs in (self._prefilling, self._decoding) if seqs), key=lambda s: s.rank)
@@ -221,13 +219,17 @@ class Scheduler:
         is_static = not self.config.in_flight_batching
         if not self._waiting or (is_static and self.num_running):
             return
-        room = budget - sum(seq.num_prefill_tokens - seq.num_scheduled for seq in self._prefilling)
-        place = 0
+        place = num_ahead = 0
         last = PASSED_OVER * self.limits.max_batch_size
-        while place < min(len(self._waiting), last) and (room > 0 or is_static):
-            if self.num_running == self.limits.max_batch_size:
-                break
+        while place < min(len(self._waiting), last) and self.num_running < self.limits.max_batch_size:
             seq = self._waiting[place]
+            for other in self._prefilling[num_ahead:]:
+                if other.rank > seq.rank:
+                    break
+                budget -= other.num_prefill_tokens - other.num_scheduled
+                num_ahead += 1
+            if budget <= 0 and not is_static:
+                break
             admission = self._tables.admit(seq, self.num_running)
             if admission is Admission.NO_ROOM:
                 break
@@ -236,7 +238,6 @@ class Scheduler:
                 continue
             del self._waiting[place]
             ranking.insert(self._prefilling, seq)
-            room -= seq.num_prefill_tokens - seq.num_scheduled
 
     def _plan_prefills(self, step: PlannedStep, budget: int) -> None:
         tokens_per_block = self.pool.tokens_per_block

@@ -8,7 +8,7 @@ from pelton.types import Batch, Sequence, SlotInit
 class PlannedStep:
     """The rows of a step and what hangs on its completion."""
 
-    __slots__ = ("block_ids", "held", "is_sampled", "is_short", "masked", "new", "new_blocks", "num_decodes",
+    __slots__ = ("block_ids", "held", "is_sampled", "masked", "new", "new_blocks", "num_decodes",
                  "num_tokens", "releases", "sampled", "seqs", "slots", "starts", "step_id")
 
     def __init__(self, step_id: int):
@@ -25,7 +25,6 @@ class PlannedStep:
         self.new: list[SlotInit] = []
         self.new_blocks: list[tuple[int, list[int]]] = []
         self.held: Sequence | None = None  # to be preempted as soon as its tokens are known, so it gets no row
-        self.is_short = False  # a running sequence found no free block
         self.releases: list[list[int]] = []  # tables of sequences that left since; returned when the step completes
 
     def to_batch(self, freed: list[int]) -> Batch:

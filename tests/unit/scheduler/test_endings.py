@@ -201,6 +201,18 @@ class TestFailedStep:
         harness.run()
         assert harness.completions[sharer, 0].finish_reason == "error"
 
+    def test_those_who_share_what_others_wrote_meanwhile_go_on(self):
+        harness = Harness(depth=2, fail_at=(0,))
+        harness.add([1] * 9, max_tokens=9, ignore_eos=True)
+        harness.step()
+        fine = []
+        for _ in range(2):  # the second finds what the first one's step, still in flight, is to write
+            fine.append(harness.add([2] * 9, max_tokens=9, ignore_eos=True))
+            harness.step()
+        harness.run()
+        assert [harness.completions[request_id, 0].finish_reason for request_id in fine] == ["length", "length"]
+        assert harness.completions[fine[1], 0].outputs[0].num_cached_tokens == 8
+
     @pytest.mark.parametrize("depth", [0, 1, 2])
     def test_what_it_wrote_is_not_found_again(self, depth):
         harness = Harness(depth=depth, fail_at=(1,), max_num_tokens=8)

@@ -77,33 +77,32 @@ class TestMaxUtilization:
         harness.run()
 
     def test_blocks_on_their_way_back_spare_a_preemption(self):
-        harness = Harness(depth=1, num_blocks=5)
-        harness.add([1] * 8, max_tokens=9, ignore_eos=True)
-        gone = harness.add([2] * 9, max_tokens=3, ignore_eos=True)
+        harness = Harness(depth=1, num_blocks=7, max_num_tokens=14)
+        harness.add([1] * 8, max_tokens=3, ignore_eos=True)  # grows in the second step
+        gone = harness.add([2] * 4, max_tokens=3, ignore_eos=True)
+        harness.add([3] * 16, max_tokens=1)  # could be preempted: its tokens are known
         harness.step()
         harness.cancel(gone)
         harness.run()
         assert harness.scheduler.num_preemptions == 0
 
-    def test_newcomers_wait_while_a_running_one_lacks_a_block(self):
-        harness = Harness(depth=1, num_blocks=5)
-        harness.add([1] * 8, max_tokens=9, ignore_eos=True)
-        gone = harness.add([2] * 9, max_tokens=9, ignore_eos=True)
+    @pytest.mark.parametrize("priority", [-1, 1])
+    def test_a_half_computed_prompt_is_a_victim_like_any_other(self, priority):
+        harness = Harness(depth=0, num_blocks=6, max_num_tokens=7)
+        decoding = harness.add([1] * 7, max_tokens=6, ignore_eos=True)
         harness.step()
-        assert harness.step() is None
-        harness.add([3], max_tokens=1)
-        harness.cancel(gone)
-        batch = harness.step()
-        assert batch.num_decodes == 1
+        prefilling = harness.add([2] * 16, max_tokens=2, priority=priority, ignore_eos=True)
+        while not harness.scheduler.num_preemptions:
+            harness.step()
+        assert running(harness) == [decoding if priority < 0 else prefilling]
         harness.run()
-        assert harness.scheduler.num_preemptions == 0
 
     def test_an_admission_leaves_room_to_grow(self):
-        harness = Harness(depth=0, num_blocks=10, max_batch_size=12)
+        harness = Harness(depth=0, num_blocks=11, max_batch_size=12)
         for number in range(RUNNING_PER_SPARE_BLOCK + 1):
             harness.add([number] * 4, max_tokens=4, ignore_eos=True)
         harness.step()
-        # Five run on five blocks; each takes a second one now, and one is to stay free.
+        # Five run on five blocks; each takes a second one now, and the last is to stay free.
         harness.add([9] * 4, max_tokens=4, ignore_eos=True)
         assert harness.step().num_rows == RUNNING_PER_SPARE_BLOCK + 1
         assert harness.scheduler.num_waiting == 1

@@ -88,10 +88,10 @@ def test_nobody_waits_for_one_that_goes_after_it():
     harness.step()
     harness.add([2] * 9, max_tokens=9, ignore_eos=True, priority=2)
     harness.add([1] * 20, max_tokens=1, priority=1)
-    for _ in range(12):
-        harness.step()
-    assert [init.token_ids[0] for batch in harness.runner.batches for init in batch.new] == [1, 2, 1]
     harness.run()
+    started = [init.token_ids[0] for batch in harness.runner.batches for init in batch.new]
+    assert started == [1, 2, 1]
+    assert computed(harness) == [20, 9, 16]  # of five blocks, one was there by then
 
 
 def test_prompts_shorter_than_a_block_share_nothing_and_wait_for_nothing():
@@ -151,7 +151,10 @@ def test_a_preempted_sequence_finds_its_own_blocks_again(depth):
     resumed = [(batch.starts[batch.slots.index(init.slot)], len(init.token_ids))
                for batch in harness.runner.batches for init in batch.new if len(init.token_ids) > 4]
     assert any(start > 0 for start, _ in resumed)
-    assert cached(harness, second) == 0  # its own tokens are no cached prompt
+    # Its own tokens are no cached prompt, and its prompt counts once.
+    assert [news.num_cached_tokens for news in harness.completions[second, 0].outputs] == [0] * 24
+    assert harness.scheduler.num_prompt_tokens == 8
+    assert harness.scheduler.num_cached_tokens == 0
 
 
 def test_a_cancelled_prompt_leaves_what_was_computed():
