@@ -1,7 +1,7 @@
 """The audit: what in a result does not mean what it seems to.
 
-Each check reads a finished result and yields findings: a name, the evidence, what to do. The checks know only the
-records, not how they were made.
+Each check reads a result and yields findings: a name, the evidence, what to do. The checks know only the records, not
+how they were made.
 """
 
 from __future__ import annotations
@@ -14,14 +14,38 @@ from pelton.bench.metrics.itl import MAX_TOKENS_PER_CHUNK
 from pelton.bench.percentiles import num_samples_needed
 from pelton.bench.results import CellResult, Finding, RequestRecord, RunResult
 
-Check = Callable[[RunResult], Iterator[Finding]]
-CHECKS: list[Check] = []
 SEVERITIES = ("failure", "warning", "note")
 
 MIN_SHARE_OF_CONCURRENCY = 0.75  # of the asked-for concurrency, as a mean over the cell's time
 MAX_SHARE_OF_BUNCHED_CHUNKS = 0.2
 MAX_SHARE_OF_ERRORS = 0.1
 SHOWN_PERCENTILES = (95, 99)
+
+
+class View:
+    """A result with its measured requests by cell."""
+
+    def __init__(self, result: RunResult) -> None:
+        self.cells = result.cells
+        self.target = result.target
+        self.workload = result.workload
+        self.skipped_cells = result.skipped_cells
+        self.stop_reason = result.stop_reason
+        self._measured: dict[str, list[RequestRecord]] = defaultdict(list)
+        for record in result.requests:
+            if not record.is_warmup:
+                self._measured[record.cell].append(record)
+
+    def measured(self, cell: CellResult) -> list[RequestRecord]:
+        return self._measured[cell.id]
+
+    def good(self, cell: CellResult) -> list[RequestRecord]:
+        """Measured requests that were answered in full."""
+        return [r for r in self._measured[cell.id] if r.is_ok]
+
+
+Check = Callable[[View], Iterator[Finding]]
+CHECKS: list[Check] = []
 
 
 def check(function: Check) -> Check:
@@ -32,16 +56,9 @@ def check(function: Check) -> Check:
 
 def audit(result: RunResult) -> list[Finding]:
     """All findings, the gravest first."""
-    found = [finding for function in CHECKS for finding in function(result)]
+    view = View(result)
+    found = [finding for function in CHECKS for finding in function(view)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-def _measured(result: RunResult, cell: CellResult) -> list[RequestRecord]:
-    return [r for r in result.requests if r.cell == cell.id and not r.is_warmup]
-
-
-def _good(result: RunResult, cell: CellResult) -> list[RequestRecord]:
-    return [r for r in _measured(result, cell) if r.is_ok]
 
 
 def _join(items: list[str], most: int = 4) -> str:
@@ -56,9 +73,9 @@ def _spread(counts: list[int]) -> str:
 
 
 @check
-def concurrency_not_reached(result: RunResult) -> Iterator[Finding]:
+def concurrency_not_reached(view: View) -> Iterator[Finding]:
     """Fewer requests than slots, or a client or server too slow to keep them filled."""
-    few = [c for c in result.cells if c.num_done and c.peak_in_flight < c.concurrency]
+    few = [c for c in view.cells if c.num_done and c.peak_in_flight < c.concurrency]
     if few:
         evidence = [f"{c.id}: {c.num_requests} requests asked for, at most {c.peak_in_flight} in flight of "
                     f"{c.concurrency}" for c in few]
@@ -66,7 +83,7 @@ def concurrency_not_reached(result: RunResult) -> Iterator[Finding]:
                       evidence=_join(evidence),
                       advice="Give num_requests of at least twice the concurrency; until then read these cells as "
                              "the number in flight that was measured.")
-    thin = [c for c in result.cells if c not in few and c.num_done
+    thin = [c for c in view.cells if c not in few and c.num_done
             and (c.value("in_flight_requests") or 0.0) < MIN_SHARE_OF_CONCURRENCY * c.concurrency]
     if thin:
         evidence = [f"{c.id}: {c.value('in_flight_requests'):.1f} in flight on average of {c.concurrency}"
@@ -78,11 +95,11 @@ def concurrency_not_reached(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def prompt_sizes_collapsed(result: RunResult) -> Iterator[Finding]:
+def prompt_sizes_collapsed(view: View) -> Iterator[Finding]:
     """Several asked-for prompt sizes that were one and the same true size."""
     asked_by_true: dict[int, set[int]] = defaultdict(set)
     cells_by_true: dict[int, list[str]] = defaultdict(list)
-    for cell in result.cells:
+    for cell in view.cells:
         if (sizes := cell.distribution("prompt_tokens")) is not None:
             asked_by_true[round(sizes.p50)].add(cell.requested_prompt_tokens)
             cells_by_true[round(sizes.p50)].append(cell.id)
@@ -95,11 +112,11 @@ def prompt_sizes_collapsed(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def prompt_tokens_disagree(result: RunResult) -> Iterator[Finding]:
+def prompt_tokens_disagree(view: View) -> Iterator[Finding]:
     """The server counted prompts otherwise than the client."""
     cells, evidence = [], []
-    for cell in result.cells:
-        counted = [r for r in _good(result, cell) if r.server_prompt_tokens is not None]
+    for cell in view.cells:
+        counted = [r for r in view.good(cell) if r.server_prompt_tokens is not None]
         wrong = [r for r in counted if r.server_prompt_tokens != r.client_prompt_tokens]
         if wrong:
             cells.append(cell.id)
@@ -111,11 +128,11 @@ def prompt_tokens_disagree(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def usage_missing(result: RunResult) -> Iterator[Finding]:
+def usage_missing(view: View) -> Iterator[Finding]:
     """Token counts that are the client's own."""
     cells, evidence = [], []
-    for cell in result.cells:
-        good = _good(result, cell)
+    for cell in view.cells:
+        good = view.good(cell)
         num_missing = sum(r.server_prompt_tokens is None or r.output_tokens_source == "client" for r in good)
         if num_missing:
             cells.append(cell.id)
@@ -128,11 +145,11 @@ def usage_missing(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def output_lengths_differ(result: RunResult) -> Iterator[Finding]:
+def output_lengths_differ(view: View) -> Iterator[Finding]:
     """Requests that generated another number of tokens than asked for."""
     cells, evidence = [], []
-    for cell in result.cells:
-        counts = [r.output_tokens for r in _good(result, cell)]
+    for cell in view.cells:
+        counts = [r.output_tokens for r in view.good(cell)]
         off = [n for n in counts if n != cell.requested_output_tokens]
         if off:
             cells.append(cell.id)
@@ -145,12 +162,12 @@ def output_lengths_differ(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def prompts_cached(result: RunResult) -> Iterator[Finding]:
+def prompts_cached(view: View) -> Iterator[Finding]:
     """More cached prompt tokens than the chat template can account for."""
     cells, evidence = [], []
-    for cell in result.cells:
-        reported = [r for r in _good(result, cell) if r.cached_tokens is not None]
-        hits = [r for r in reported if r.cached_tokens > result.target.template_tokens]
+    for cell in view.cells:
+        reported = [r for r in view.good(cell) if r.cached_tokens is not None]
+        hits = [r for r in reported if r.cached_tokens > view.target.template_tokens]
         if hits:
             share = sum(r.cached_tokens for r in hits) / sum(r.prompt_tokens for r in hits)
             cells.append(cell.id)
@@ -162,11 +179,11 @@ def prompts_cached(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def chunks_are_not_tokens(result: RunResult) -> Iterator[Finding]:
+def chunks_are_not_tokens(view: View) -> Iterator[Finding]:
     """Chunks that carry several tokens, or that arrive in bunches."""
     merged, bunched = {}, {}
-    for cell in result.cells:
-        good = [r for r in _good(result, cell) if r.is_stream and r.content_us]
+    for cell in view.cells:
+        good = [r for r in view.good(cell) if r.is_stream and r.content_us]
         num_chunks = sum(len(r.content_us) for r in good)
         if not num_chunks:
             continue
@@ -189,11 +206,11 @@ def chunks_are_not_tokens(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def first_token_invisible(result: RunResult) -> Iterator[Finding]:
+def first_token_invisible(view: View) -> Iterator[Finding]:
     """Good streamed answers without any text, which have no time to first token."""
     cells, evidence = [], []
-    for cell in result.cells:
-        good = _good(result, cell) if cell.is_stream else []
+    for cell in view.cells:
+        good = view.good(cell) if cell.is_stream else []
         num_silent = sum(r.first_content_us is None for r in good)
         if num_silent:
             cells.append(cell.id)
@@ -204,11 +221,11 @@ def first_token_invisible(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def requests_failed(result: RunResult) -> Iterator[Finding]:
+def requests_failed(view: View) -> Iterator[Finding]:
     """Failed requests, which are left out of every latency."""
     for severity in ("failure", "warning"):
         cells, evidence = [], []
-        for cell in result.cells:
+        for cell in view.cells:
             num_failed = sum(cell.errors.values())
             is_grave = num_failed > MAX_SHARE_OF_ERRORS * cell.num_done
             if num_failed and is_grave == (severity == "failure"):
@@ -216,7 +233,8 @@ def requests_failed(result: RunResult) -> Iterator[Finding]:
                 cells.append(cell.id)
                 evidence.append(f"{cell.id}: {num_failed} of {cell.num_done} failed ({kinds})")
         if cells:
-            messages = Counter(r.error_message for r in result.requests if r.cell in cells and r.error is not None)
+            failed = [r for c in view.cells if c.id in cells for r in view.measured(c) if not r.is_ok]
+            messages = Counter(r.error_message for r in failed)
             example = f"; most often: {messages.most_common(1)[0][0]}" if messages else ""
             yield Finding(name="requests_failed", severity=severity, cells=cells, evidence=_join(evidence) + example,
                           advice="Latencies are those of the requests that survived, and a server that sheds load "
@@ -224,11 +242,11 @@ def requests_failed(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def requests_resent(result: RunResult) -> Iterator[Finding]:
+def requests_resent(view: View) -> Iterator[Finding]:
     """Requests whose first sending met a closed connection."""
     cells, evidence = [], []
-    for cell in result.cells:
-        num_resent = sum(r.was_resent for r in _measured(result, cell))
+    for cell in view.cells:
+        num_resent = sum(r.was_resent for r in view.measured(cell))
         if num_resent:
             cells.append(cell.id)
             evidence.append(f"{cell.id}: {num_resent} of {cell.num_done} requests")
@@ -239,9 +257,9 @@ def requests_resent(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def too_few_samples(result: RunResult) -> Iterator[Finding]:
+def too_few_samples(view: View) -> Iterator[Finding]:
     """Percentiles that rest on less than one expected sample beyond them."""
-    counts = {c.id: c.metrics["e2e_latency"].distribution.num_samples for c in result.cells
+    counts = {c.id: c.metrics["e2e_latency"].distribution.num_samples for c in view.cells
               if c.distribution("e2e_latency") is not None}
     few = {cell: n for cell, n in counts.items() if n < num_samples_needed(max(SHOWN_PERCENTILES))}
     if few:
@@ -255,30 +273,30 @@ def too_few_samples(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def output_control_refused(result: RunResult) -> Iterator[Finding]:
+def output_control_refused(view: View) -> Iterator[Finding]:
     """The server does not take the fields that fix the output length."""
-    if result.workload.fixed_output and result.target.output_control != "ignore_eos+min_tokens":
+    if view.workload.fixed_output and view.target.output_control != "ignore_eos+min_tokens":
         yield Finding(name="output_control_refused", severity="note", cells=[],
-                      evidence=f"the output length was asked for by {result.target.output_control} alone",
+                      evidence=f"the output length was asked for by {view.target.output_control} alone",
                       advice="Answers may end early; see output_lengths_differ.")
 
 
 @check
-def template_corrected(result: RunResult) -> Iterator[Finding]:
+def template_corrected(view: View) -> Iterator[Finding]:
     """The server's template is a constant number of tokens away from the tokenizer's own."""
-    correction = result.target.frame_correction_tokens
+    correction = view.target.frame_correction_tokens
     if correction:
         yield Finding(name="template_corrected", severity="note", cells=[],
                       evidence=f"the server counts {correction:+d} tokens for every prompt compared to the tokenizer "
-                               f"in {result.target.tokenizer}",
+                               f"in {view.target.tokenizer}",
                       advice="Prompts were sized by the server's count. Another chat template or special token is "
                              "the likely reason.")
 
 
 @check
-def first_tokens_repeat(result: RunResult) -> Iterator[Finding]:
+def first_tokens_repeat(view: View) -> Iterator[Finding]:
     """More prompts than the vocabulary has words to begin with."""
-    if not result.workload.first_tokens_unique:
+    if not view.workload.first_tokens_unique:
         yield Finding(name="first_tokens_repeat", severity="note", cells=[],
                       evidence="the run has more prompts than distinct first tokens; prompts differ within their "
                                "first two content tokens",
@@ -286,16 +304,16 @@ def first_tokens_repeat(result: RunResult) -> Iterator[Finding]:
 
 
 @check
-def cells_cut_short(result: RunResult) -> Iterator[Finding]:
+def cells_cut_short(view: View) -> Iterator[Finding]:
     """Cells with fewer requests than asked for, and cells never run."""
-    short = [c for c in result.cells if c.status == "partial"]
+    short = [c for c in view.cells if c.status == "partial"]
     if short:
         evidence = [f"{c.id}: {c.num_done} of {c.num_requests} requests" + (f", {c.stop_reason}" if c.stop_reason
                                                                           else "") for c in short]
         yield Finding(name="cells_cut_short", severity="warning", cells=[c.id for c in short],
                       evidence=_join(evidence), advice="Their figures rest on fewer requests than the others'.")
-    if result.skipped_cells:
-        why = result.stop_reason or "the time budget was spent"
-        yield Finding(name="cells_skipped", severity="warning", cells=list(result.skipped_cells),
-                      evidence=f"{len(result.skipped_cells)} cells were not run: {why}",
+    if view.skipped_cells:
+        why = view.stop_reason or "the time budget was spent"
+        yield Finding(name="cells_skipped", severity="warning", cells=list(view.skipped_cells),
+                      evidence=f"{len(view.skipped_cells)} cells were not run: {why}",
                       advice="Give a larger duration_budget or fewer cells.")

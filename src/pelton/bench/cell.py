@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pelton.bench.client import Exchange, allow_connections
+from pelton.bench.client import Exchange
 from pelton.bench.load.closed_loop import LoadResult, run_closed_loop
 from pelton.bench.metrics.metric import Sample
 from pelton.bench.metrics.registry import all_metrics
@@ -16,6 +16,7 @@ from pelton.bench.results import CellResult, RequestRecord
 from pelton.bench.target import Target
 
 MIN_FAILURES_TO_STOP = 4
+DECODE_COST_TOKENS = 8  # one decoded token alone takes about as long as so many tokens of a prefill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,12 @@ class CellSpec:
     def id(self) -> str:
         kind = "" if self.is_stream else "-whole"
         return f"c{self.concurrency}-p{self.prompt_tokens}-o{self.output_tokens}{kind}"
+
+    @property
+    def weight(self) -> float:
+        """Rough cost relative to other cells, in prompt tokens; only shares of a time budget depend on it."""
+        decode = DECODE_COST_TOKENS * self.output_tokens / self.concurrency
+        return (self.num_requests + self.num_warmup) * (self.prompt_tokens + decode)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,6 @@ async def run_cell(spec: CellSpec, target: Target, *, epoch_ns: int, deadline_ns
         deadline_ns: when to start no more requests.
         on_end: told of every measured exchange as it ends.
     """
-    allow_connections(spec.concurrency)
     records: list[RequestRecord] = []
     load = LoadResult()
     for is_warmup, num_requests in ((True, spec.num_warmup), (False, spec.num_requests)):

@@ -100,8 +100,8 @@ class SweepOptions(TargetOptions):
     output_dir: str = "bench-results"
     """Directory for results.json, requests.csv, cells.csv and report.html."""
     duration_budget: float | None = None
-    """Seconds for the whole sweep, shared out over its cells; a cell that spends its share starts no more requests
-    and is marked cut short."""
+    """Seconds for the whole sweep, shared out over its cells by size; a cell that spends its share starts no more
+    requests and is marked cut short."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ import msgspec
 from pelton.bench import prompts
 from pelton.bench.audit import audit
 from pelton.bench.cell import CellOutcome, CellSpec, run_cell
-from pelton.bench.client import now_ns
+from pelton.bench.client import allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
@@ -50,6 +50,7 @@ class Run:
         Raises:
             PeltonError: nothing could be measured at all.
         """
+        allow_connections(max(spec.concurrency for spec in self._specs))
         target = await open_target(self._options, seed=self._seed)
         for spec in self._specs:
             target.prompts.check(spec.prompt_tokens)
@@ -62,7 +63,11 @@ class Run:
                 if self._stop_reason is not None or not self._has_time(end_ns, number):
                     self._skipped.append(spec.id)
                     continue
-                await self._measure_cell(spec, target, start_ns, _share(end_ns, len(self._specs) - number))
+                try:
+                    await self._measure_cell(spec, target, start_ns, _deadline(end_ns, self._specs[number:]))
+                except asyncio.CancelledError:  # Ctrl-C between two loads; within one, the load keeps what has ended
+                    self._stop_reason = "interrupted"
+                    self._skipped.append(spec.id)
                 if self._keep is not None and number + 1 < len(self._specs):
                     self._keep(self._result(target, start_ns, is_running=True))
         finally:
@@ -122,9 +127,12 @@ def _failure_line(outcome: CellOutcome) -> str:
     return f"{last.error} ({last.error_message})"
 
 
-def _share(end_ns: int | None, num_cells_left: int) -> int | None:
-    """Deadline of the next cell: its equal share of the time left, so that what one cell saves the next may use."""
-    return None if end_ns is None else now_ns() + max(end_ns - now_ns(), 0) // num_cells_left
+def _deadline(end_ns: int | None, specs: Sequence[CellSpec]) -> int | None:
+    """When the first of these cells must stop: its share of the time left by weight; what it saves goes to the rest."""
+    if end_ns is None:
+        return None
+    now = now_ns()
+    return now + round(max(end_ns - now, 0) * specs[0].weight / sum(spec.weight for spec in specs))
 
 
 def command_line(kind: str, options: TargetOptions) -> str:

@@ -1,9 +1,11 @@
 import dataclasses
 
 import pytest
+from helpers.bench import spec
 
+from pelton.bench.client import now_ns
 from pelton.bench.options import ReportOptions, ServeOptions, SweepOptions
-from pelton.bench.run import command_line
+from pelton.bench.run import _deadline, command_line
 from pelton.config import field_docs
 from pelton.errors import ConfigError
 
@@ -30,3 +32,12 @@ def test_command_line_repeats_the_run_without_the_key():
     options = SweepOptions(url="http://x:1", concurrency=(1, 2), api_key="secret", fixed_output=False, seed=3)
     words = "pelton bench sweep http://x:1 --no-fixed-output --seed 3 --concurrency 1,2"
     assert command_line("sweep", options) == words
+
+
+def test_budget_is_shared_out_by_size_and_savings_go_on():
+    small, large = spec(concurrency=8, prompt_tokens=16), spec(concurrency=1, prompt_tokens=900)
+    start = now_ns()
+    share = _deadline(start + 1_000_000_000, [small, large]) - start
+    assert 0 < share < 500_000_000
+    assert _deadline(start + 10**9, [large]) == pytest.approx(start + 10**9, abs=10)
+    assert _deadline(None, [small]) is None

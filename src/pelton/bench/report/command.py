@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
+from pelton.bench.audit import audit
 from pelton.bench.command import print_json
 from pelton.bench.options import ReportOptions
 from pelton.bench.report.page import write_report
@@ -20,6 +23,7 @@ def run_report(options: ReportOptions) -> int:
     if source.is_dir():
         source = source / "results.json"
     result = read_result(source)
+    result = msgspec.structs.replace(result, findings=audit(result))
     output = source.with_name("report.html") if options.output is None else Path(options.output).expanduser()
     write_report(result, output)
     if options.json:
