@@ -16,7 +16,7 @@ Command = Callable[[list[str]], int]
 def _parser(name: str, about: str) -> argparse.ArgumentParser:
     width = min(110, int(os.environ.get("COLUMNS", "100")))
     return argparse.ArgumentParser(prog=f"pelton {name}", description=about, allow_abbrev=False,
-                                   formatter_class=lambda prog: argparse.HelpFormatter(prog, 30, width))
+                                   formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 30, width))
 
 
 def _options(cls: type, name: str, about: str, argv: list[str], *positional: str) -> Any:
