@@ -75,9 +75,9 @@ def _header(result: RunResult) -> str:
     best = max((c.value("output_throughput") or 0.0 for c in result.cells), default=0.0)
     quick = min((d.p50 for c in result.cells if (d := c.distribution("ttft")) is not None), default=None)
     tiles = [("cells measured", f"{len(result.cells)}"), ("requests", f"{sum(c.num_done for c in result.cells):,}"),
-             ("most output tokens/s", f"{best:,.0f}")]
+             ("peak output tokens/s", f"{best:,.0f}")]
     if quick is not None:
-        tiles.append(("least median TTFT", f"{quick:,.1f} ms"))
+        tiles.append(("lowest median TTFT", f"{quick:,.1f} ms"))
     inner = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)
     return (f'<header><p class="over">pelton bench {result.kind}</p><h1>{escape(target.model)}</h1>'
             f"<p>{escape(target.endpoint)} at {escape(target.url)}, {workload.output_tokens} output tokens a request, "

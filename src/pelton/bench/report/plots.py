@@ -13,7 +13,7 @@ from typing import Any
 
 from pelton.bench.results import CellResult, Finding, RunResult
 
-MIN_LOG_RATIO = 12.0  # a range this wide is drawn on a logarithmic axis
+MIN_LOG_RATIO = 20.0  # a range this wide is drawn on a logarithmic axis
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "hexagon", "star", "triangle-down", "cross")
 
 

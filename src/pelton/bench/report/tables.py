@@ -64,8 +64,8 @@ def _percentile(found: Distribution | None, percent: int, withheld: str | None) 
 
 def throughput_table(cells: Sequence[CellResult]) -> str:
     """One row per cell: rates, true sizes and failures."""
-    heads = ("prompt tokens", "in flight asked for", "in flight measured", "output tokens", "output tokens/s",
-             "input tokens/s", "requests/s", "requests", "failed")
+    heads = ("prompt<br>tokens", "in flight<br>asked for", "in flight<br>measured", "output<br>tokens",
+             "output<br>tokens/s", "input<br>tokens/s", "requests/s", "requests", "failed")
     rows = []
     for cell, opens in zip(cells, _opens_group(cells)):
         sizes, lengths = cell.distribution("prompt_tokens"), cell.distribution("output_tokens")
@@ -78,7 +78,7 @@ def throughput_table(cells: Sequence[CellResult]) -> str:
         failed = f'<td class="{"bad" if num_failed else ""}">{num_failed}</td>'
         rows.append(f"<tr{opens}><th scope=row>{'–' if sizes is None else f'{sizes.p50:g}'}</th>"
                     + "".join(f"<td>{v}</td>" for v in values) + failed + "</tr>")
-    head = "".join(f"<th scope=col>{h.replace(' ', '<br>', 1)}</th>" for h in heads)
+    head = "".join(f"<th scope=col>{h}</th>" for h in heads)
     return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
 
