@@ -53,6 +53,15 @@ def test_max_batch_size_bounds_the_running_ones():
     harness.run()
 
 
+def test_nobody_is_admitted_before_the_step_has_tokens_for_it():
+    harness = Harness(depth=0, max_num_tokens=8)
+    for number in (1, 2, 3):
+        harness.add([number] * 8, max_tokens=1)
+    harness.step()
+    assert harness.scheduler.num_waiting == 2
+    harness.run()
+
+
 def test_a_freed_slot_is_announced_before_it_is_taken_again():
     harness = Harness(depth=0, max_batch_size=1)
     harness.add([1], max_tokens=1)
