@@ -21,6 +21,7 @@ class RotaryEmbedding:
         self.rotary_dim = rope.rotary_dim or head_dim
         self.inv_freq = inverse_frequencies(rope, self.rotary_dim).to(device)  # [R / 2]
         self.factor = attention_factor(rope)
+        self._exponents = _exponents(self.rotary_dim).to(device)
         self._long_inv_freq = None
         if rope.kind == "longrope":
             self._long_inv_freq = _longrope(rope, rope.long_factor, self.rotary_dim).to(device)
@@ -49,7 +50,7 @@ class RotaryEmbedding:
             return torch.where(is_long, self._long_inv_freq, self.inv_freq)
         stretch = rope.factor * rope_lens.clamp(min=original) / original - (rope.factor - 1)
         base = rope.theta * stretch ** (dim / (dim - 2))
-        return torch.where(is_long, 1.0 / base[:, None] ** _exponents(dim).to(rope_lens.device), self.inv_freq)
+        return torch.where(is_long, 1.0 / base[:, None] ** self._exponents, self.inv_freq)
 
 
 def inverse_frequencies(rope: RopeConfig, dim: int) -> Tensor:

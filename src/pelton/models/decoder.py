@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,31 @@ from pelton.layers.rotary import RotaryEmbedding
 from pelton.layers.step import ForwardStep
 from pelton.layers.weights import WeightSource
 from pelton.models.rope import is_length_dependent
+from pelton.models.weights import decoder_weights
 from pelton.parallel.collectives import Group, SingleRank
+
+
+def resident_bytes(config: ModelConfig, dtype: torch.dtype, *, implementation: str) -> int:
+    """Memory that a whole model's weights take once a Decoder holds them, in the layouts of its kernels.
+
+    Args:
+        config: the model's shape.
+        dtype: of the weights as they are handed over.
+        implementation: as the Decoder's; a device type names its default.
+    """
+    linear = load_ops(implementation).linear
+    total = 0
+    for spec in decoder_weights(config):
+        num_elements = math.prod(spec.shape)
+        is_matrix = len(spec.shape) == 2
+        if is_matrix and spec.name != "embed.weight":
+            total += linear.prepared_bytes(num_elements, dtype)
+            continue
+        total += num_elements * dtype.itemsize
+        # A tied head needs its own copy where the kernel's layout is not the embedding's.
+        if spec.name == "embed.weight" and config.tie_word_embeddings and linear.is_relaid(dtype):
+            total += linear.prepared_bytes(num_elements, dtype)
+    return total
 
 
 class DecoderLayer:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+import torch
 
 from pelton.config import ModelConfig
 from pelton.errors import ConfigError
+from pelton.kernels.linear.cpu import PackedWeight
+from pelton.models.decoder import Decoder, resident_bytes
 from pelton.models.registry import get_architecture
 from pelton.models.weights import decoder_weights, stage_layers
 
@@ -15,8 +20,6 @@ CONFIG = ModelConfig(architecture="LlamaForCausalLM", vocab_size=320, hidden_siz
 
 
 def specs(**changes):
-    import dataclasses
-
     return {spec.name: spec for spec in decoder_weights(dataclasses.replace(CONFIG, **changes))}
 
 
@@ -59,8 +62,6 @@ def test_tied_head_is_the_embedding_on_both_ends():
     assert tied["embed.weight"].stage == "ends"
     llama = get_architecture("LlamaForCausalLM")
     assert not llama.is_ignored("lm_head.weight", CONFIG)
-    import dataclasses
-
     assert llama.is_ignored("lm_head.weight", dataclasses.replace(CONFIG, tie_word_embeddings=True))
     assert llama.is_ignored("model.layers.3.self_attn.rotary_emb.inv_freq", CONFIG)
     assert not llama.is_ignored("model.layers.3.self_attn.q_proj.weight_scale", CONFIG)
@@ -114,3 +115,18 @@ def test_stages_hold_what_they_run():
     assert not {n for n in held[0] & held[2] if n != "embed.weight"}
     untied = specs().values()
     assert [w.name for w in untied if w.stage == "first"] == ["embed.weight"]
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_resident_bytes_are_what_a_decoder_holds(is_tied):
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=is_tied)
+    weights = {spec.name: torch.zeros(spec.shape, dtype=torch.float16) for spec in decoder_weights(config)}
+    decoder = Decoder(config, dict(weights))
+    matrices = [decoder.head._linear] + [
+        linear for layer in decoder.layers
+        for linear in (layer.attention.qkv, layer.attention.o, layer.mlp.gate_up, layer.mlp.down)]
+    held = sum(m.weight.num_bytes if isinstance(m.weight, PackedWeight) else m.weight.nbytes for m in matrices)
+    held += sum(w.nbytes for name, w in weights.items() if w.dim() == 1 or name == "embed.weight")
+    assert resident_bytes(config, torch.float16, implementation="cpu") == held
+    plain = sum(w.nbytes for w in weights.values())
+    assert resident_bytes(config, torch.float16, implementation="reference") == plain

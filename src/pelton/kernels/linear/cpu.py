@@ -43,6 +43,16 @@ def prepare_weight(weight: Tensor) -> PackedWeight | Tensor:
     return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous()), dtype)
 
 
+def is_relaid(dtype: torch.dtype) -> bool:
+    """Whether `prepare_weight` of this type makes a copy in another layout or type."""
+    return can_pack() or native_dtype(dtype) != dtype
+
+
+def prepared_bytes(num_elements: int, dtype: torch.dtype) -> int:
+    """What a prepared weight takes."""
+    return num_elements * native_dtype(dtype).itemsize
+
+
 def linear(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times the transpose of a prepared weight [N, K], plus bias [N]: [M, N] in x's type."""
     wide = x.dtype != weight.dtype
