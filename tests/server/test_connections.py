@@ -321,6 +321,28 @@ def test_a_graceful_end_lets_streams_finish(serve, engine):
         assert list(read_chunks(stream))[-1] == b"data: [DONE]\n\n"
 
 
+@pytest.mark.parametrize("is_streaming", [True, False])
+def test_a_stop_ends_what_outlasts_the_grace_with_an_error(serve, engine, is_streaming):
+    server = serve()
+    server._server.config.timeout_graceful_shutdown = 0
+    engine.pause_after = 2
+    with server.connect() as sock, sock.makefile("rb") as stream:
+        send_post(sock, {**STREAM, "stream": is_streaming})
+        if is_streaming:
+            assert read_head(stream)[0] == 200
+            chunks = read_chunks(stream)
+            next(chunks)
+            server.stop()
+            body = json.loads(list(chunks)[-1][6:])
+        else:
+            engine.wait_for(engine.requests)
+            server.stop()
+            status, _, body = read_answer(stream)
+            assert status == 503
+    assert body["error"]["code"] == "server_stopping"
+    engine.wait_for(engine.cancelled)
+
+
 def test_a_second_stop_cuts_streams(serve, engine):
     server = serve()
     engine.pause_after = 2

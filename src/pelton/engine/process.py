@@ -99,7 +99,8 @@ def _die_with_parent() -> None:
     """Ends the process at once when standard input closes, that is, when the parent is gone."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin: its lock, held by a daemon thread, breaks the interpreter's exit
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

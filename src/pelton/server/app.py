@@ -20,7 +20,7 @@ from pelton.config import ServeConfig
 from pelton.errors import EngineDeadError, PeltonError, RequestError
 from pelton.metrics.registry import CONTENT_TYPE
 from pelton.server.body import BodyTooLargeError, ClientLeftError, TooLargeResponse
-from pelton.server.errors import EngineFault, JsonResponse, error_response
+from pelton.server.errors import EngineFault, JsonResponse, ServerStoppingError, error_response
 from pelton.server.openai.chat import chat_completions
 from pelton.server.openai.completions import completions
 from pelton.server.openai.models import get_model, list_models
@@ -52,9 +52,10 @@ def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: Se
             Route("/v1/completions", completions, methods=["POST"]),
         ],
         middleware=[Middleware(ApiKeyMiddleware, api_key=config.api_key)] if config.api_key else [],
-        exception_handlers={HTTPException: on_http_exception, PeltonError: on_error, EngineFault: on_error,
-                            BodyTooLargeError: on_body_too_large, ClientLeftError: on_client_left,
-                            Exception: on_unexpected})
+        exception_handlers={
+            HTTPException: on_http_exception, PeltonError: on_error, EngineFault: on_error,
+            ServerStoppingError: on_error, BodyTooLargeError: on_body_too_large, ClientLeftError: on_client_left,
+            Exception: on_unexpected})
     app.state.pelton = ServerState(engine_client, tokenizer, config, config.served_model_name or model_name,
                                    tokenizer_dir.resolve())
     return app

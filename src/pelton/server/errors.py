@@ -17,6 +17,13 @@ class EngineFault(Exception):
     """The engine reported that a request failed through no fault of its own."""
 
 
+class ServerStoppingError(Exception):
+    """The server is going down and its grace for running requests is over."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping: ask again elsewhere or later")
+
+
 def status_of(error: BaseException) -> int:
     """The HTTP status an error becomes."""
     match error:
@@ -24,7 +31,7 @@ def status_of(error: BaseException) -> int:
             return status
         case CapacityError():
             return 429
-        case EngineDeadError():
+        case EngineDeadError() | ServerStoppingError():
             return 503
     return 500
 
@@ -47,6 +54,8 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
             return status, error_object(status, str(error), code="engine_dead")
         case EngineFault():
             return status, error_object(status, str(error), code="engine_error")
+        case ServerStoppingError():
+            return status, error_object(status, str(error), code="server_stopping")
     return status, error_object(status, f"internal error: {type(error).__name__}", code="internal_error")
 
 

@@ -29,6 +29,8 @@ from pelton.tokenizer.tokenizer import Tokenizer
 GRACE_S = 5
 """Running requests may go on for this long after SIGTERM or SIGINT; then they are cut."""
 KEEP_ALIVE_S = 75
+BACKLOG = 2048
+LAST_WORDS_S = 2.0
 MAX_OPEN_FILES = 65_536
 _log = logging.getLogger("pelton.server")
 
@@ -91,12 +93,12 @@ class HttpServer(uvicorn.Server):
         on_started: called once connections are accepted.
     """
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, *, log_level: str = "warning",
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, is_verbose: bool = False,
                  on_started: Callable[[], None] = lambda: None):
         super().__init__(uvicorn.Config(
-            app, http="httptools", ws="none", lifespan="off", log_config=None, log_level=log_level,
-            access_log=log_level == "debug", server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S))
+            app, http="httptools", ws="none", lifespan="off", log_config=None,
+            log_level="debug" if is_verbose else "error", access_log=is_verbose, server_header=False,
+            proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S))
         self._listener = listener
         self._on_started = on_started
 
@@ -106,7 +108,10 @@ class HttpServer(uvicorn.Server):
         Raises:
             OSError: another program began to listen on the port since it was bound.
         """
+        self._listener.listen(BACKLOG)  # uvloop would pass over a failure
         await self.serve(sockets=[self._listener])
+        if tasks := list(self.server_state.tasks):  # cancelled, and saying so to their clients
+            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
 
     def stop(self) -> None:
         """Ends the server gracefully; a second call ends it at once."""
@@ -134,7 +139,7 @@ async def _serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig,
     except asyncio.CancelledError:  # told to stop while loading
         return 0
     port = listener.getsockname()[1]
-    server = HttpServer(make_app(client), listener, log_level=serve.log_level,
+    server = HttpServer(make_app(client), listener, is_verbose=serve.log_level == "debug",
                         on_started=lambda: _announce(serve, port))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, server.stop)
@@ -184,8 +189,6 @@ def _write_whole(file: Path, text: str) -> None:
 def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), stream=sys.stderr,
                         format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if level == "info":  # uvicorn's information is about itself
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def _raise_file_limit() -> None:
