@@ -7,6 +7,7 @@ it is told to, or when its standard input closes, so that it never outlives the 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -129,6 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         zmq.Context.instance().term()
         return 1
     socket.send_multipart([client, messages.encode(ready_message(loop))])
+    gc.collect()
+    gc.freeze()  # what was loaded stays: collections while serving need not look at it again
     try:
         EngineService(loop, socket).run()
     except Exception as error:
