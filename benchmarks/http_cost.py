@@ -36,9 +36,9 @@ VOCAB = 151936
 def start_server(engine_dir: Path, threads: int, folder: str) -> tuple[subprocess.Popen[bytes], str]:
     """A `pelton serve` process and its address, once it is ready."""
     port_file = Path(folder) / "port"
-    command = [sys.executable, "-m", "pelton.cli", "serve", str(engine_dir), "--port", "0", "--port-file", str(port_file),
-               "--num-threads", str(threads), "--max-blocks", "512", "--no-enable-block-reuse",
-               "--served-model-name", "bench"]
+    command = [sys.executable, "-m", "pelton.cli", "serve", str(engine_dir), "--port", "0",
+               "--port-file", str(port_file), "--num-threads", str(threads), "--max-blocks", "512",
+               "--no-enable-block-reuse", "--served-model-name", "bench"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not port_file.exists():
         if process.poll() is not None:
