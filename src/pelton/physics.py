@@ -48,12 +48,12 @@ class Hardware:
         return self.flops.get(arithmetic) or self.flops.get("bf16") or self.flops["float32"]
 
 
-def _nvidia(name: str, architecture: str, *aliases: str, mib: int, l2_mb: int, gb_s: float, source: str,
+def _nvidia(name: str, architecture: str, *aliases: str, mib: int, l2_mib: int, gb_s: float, source: str,
             bandwidth_source: str = "", flops_source: str = "", **tera_flops: float) -> Hardware:
     sources = {"memory_bytes": "memory.total of nvidia-smi", "cache_bytes": "L2 size as NVIDIA documents it",
                "bandwidth": bandwidth_source or source, "flops": flops_source or source}
     return Hardware(name=name, aliases=aliases, architecture=architecture, memory_bytes=mib * MIB,
-                    cache_bytes=l2_mb * 1_000_000, bandwidth=gb_s * 1e9,
+                    cache_bytes=l2_mib * MIB, bandwidth=gb_s * 1e9,
                     flops={kind: rate * 1e12 for kind, rate in tera_flops.items()}, sources=sources)
 
 
@@ -61,31 +61,32 @@ _A100 = {"float32": 19.5, "bf16": 312.0, "int8": 624.0}
 _H100_WHITEPAPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper, table of peak rates (dense)"
 
 HARDWARE: tuple[Hardware, ...] = (
-    _nvidia("RTX A6000", "sm_86", "A6000", mib=49_140, l2_mb=6, gb_s=768, float32=38.7, bf16=154.8, int8=309.7,
+    _nvidia("RTX A6000", "sm_86", "A6000", mib=49_140, l2_mib=6, gb_s=768, float32=38.7, bf16=154.8, int8=309.7,
             source="NVIDIA RTX A6000 datasheet (tensor rate halved: it is quoted with sparsity)"),
-    _nvidia("RTX 4090", "sm_89", "4090", "GeForce RTX 4090", mib=24_564, l2_mb=72, gb_s=1_008,
+    _nvidia("RTX 4090", "sm_89", "4090", "GeForce RTX 4090", mib=24_564, l2_mib=72,
+            gb_s=1_008,
             float32=82.6, bf16=165.2, fp8=330.3, int8=660.6,
             source="NVIDIA Ada GPU Architecture whitepaper, RTX 4090 column (FP32 accumulate)"),
-    _nvidia("L40S", "sm_89", mib=46_068, l2_mb=96, gb_s=864, float32=91.6, bf16=362.05, fp8=733.0, int8=733.0,
+    _nvidia("L40S", "sm_89", mib=46_068, l2_mib=96, gb_s=864, float32=91.6, bf16=362.05, fp8=733.0, int8=733.0,
             source="NVIDIA L40S datasheet (dense)"),
-    _nvidia("A100 40GB PCIe", "sm_80", "A100-PCIE-40GB", mib=40_960, l2_mb=40, gb_s=1_555, **_A100,
+    _nvidia("A100 40GB PCIe", "sm_80", "A100-PCIE-40GB", mib=40_960, l2_mib=40, gb_s=1_555, **_A100,
             source="NVIDIA A100 Tensor Core GPU datasheet"),
-    _nvidia("A100 40GB SXM", "sm_80", "A100-SXM4-40GB", "A100-40GB", mib=40_960, l2_mb=40, gb_s=1_555, **_A100,
+    _nvidia("A100 40GB SXM", "sm_80", "A100-SXM4-40GB", "A100-40GB", mib=40_960, l2_mib=40, gb_s=1_555, **_A100,
             source="NVIDIA A100 Tensor Core GPU datasheet"),
-    _nvidia("A100 80GB PCIe", "sm_80", "A100-PCIE-80GB", mib=81_920, l2_mb=40, gb_s=1_935, **_A100,
+    _nvidia("A100 80GB PCIe", "sm_80", "A100-PCIE-80GB", mib=81_920, l2_mib=40, gb_s=1_935, **_A100,
             source="NVIDIA A100 80GB datasheet"),
-    _nvidia("A100 80GB SXM", "sm_80", "A100-SXM4-80GB", "A100-80GB", "A100", mib=81_920, l2_mb=40, gb_s=2_039, **_A100,
+    _nvidia("A100 80GB SXM", "sm_80", "A100-SXM4-80GB", "A100-80GB", "A100", mib=81_920, l2_mib=40, gb_s=2_039, **_A100,
             source="NVIDIA A100 80GB datasheet"),
-    _nvidia("H100 PCIe", "sm_90", mib=81_559, l2_mb=50, gb_s=2_039,
+    _nvidia("H100 PCIe", "sm_90", mib=81_559, l2_mib=50, gb_s=2_039,
             float32=51.2, bf16=756.4, fp8=1_512.9, int8=1_512.9, source=_H100_WHITEPAPER),
-    _nvidia("H100 SXM", "sm_90", "H100", "H100 80GB HBM3", mib=81_559, l2_mb=50, gb_s=3_352,
+    _nvidia("H100 SXM", "sm_90", "H100", "H100 80GB HBM3", mib=81_559, l2_mib=50, gb_s=3_352,
             float32=66.9, bf16=989.4, fp8=1_978.9, int8=1_978.9, source=_H100_WHITEPAPER),
-    _nvidia("H200", "sm_90", "H200 SXM", mib=143_771, l2_mb=60, gb_s=4_580,
+    _nvidia("H200", "sm_90", "H200 SXM", mib=143_771, l2_mib=60, gb_s=4_580,
             float32=66.9, bf16=790.0, fp8=1_360.0, int8=1_978.9, source="NVIDIA H200 datasheet",
             bandwidth_source="measured: int64 sum over 8 GiB (datasheet: 4.8 TB/s)",
             flops_source="measured: largest library matrix products, bf16 and fp8 with row-wise scales (datasheet: "
                          "989 and 1,979 TFLOP/s); float32 and int8: NVIDIA H200 datasheet"),
-    _nvidia("B200", "sm_100", "HGX B200", mib=183_359, l2_mb=126, gb_s=8_000,
+    _nvidia("B200", "sm_100", "HGX B200", mib=183_359, l2_mib=126, gb_s=8_000,
             float32=80.0, bf16=2_250.0, fp8=4_500.0, int8=4_500.0,
             source="NVIDIA Blackwell Architecture technical brief, HGX B200 per GPU (dense)"),
 )

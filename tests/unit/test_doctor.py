@@ -230,6 +230,13 @@ def test_torch_that_cannot_use_the_gpu(error, mend):
     assert mend in result.mend
 
 
+def test_gpus_hidden_on_purpose_are_no_failure():
+    hidden = Torch(version="2.13.0", cuda_version="13.0", error="No CUDA GPUs are available")
+    for value in ("", "-1"):
+        assert check("torch", Machine(torch_build=hidden, env={"CUDA_VISIBLE_DEVICES": value}))[0].status == "info"
+    assert check("torch", Machine(torch_build=hidden, env={"CUDA_VISIBLE_DEVICES": "5"}))[0].status == "fail"
+
+
 @pytest.mark.parametrize(("capability", "covered"), [
     ((9, 0), True), ((8, 6), True), ((8, 9), True), ((7, 0), False), ((12, 0), True), ((10, 3), True), ((13, 0), True)])
 def test_kernels_for_every_gpu(capability, covered):
@@ -491,7 +498,7 @@ class FakeNvml(SimpleNamespace):
     class NVMLError(Exception):
         pass
 
-    NVML_CLOCK_SM, NVML_P2P_CAPS_INDEX_READ, NVML_P2P_STATUS_OK, NVML_NVLINK_MAX_LINKS = 1, 0, 0, 3
+    NVML_CLOCK_SM, NVML_P2P_CAPS_INDEX_READ, NVML_P2P_STATUS_OK, NVML_NVLINK_MAX_LINKS = 1, (0,), 0, 3
     NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED = 1
     nvmlClocksEventReasonSwThermalSlowdown = 32
 
@@ -506,11 +513,14 @@ class FakeNvml(SimpleNamespace):
     def nvmlDeviceGetClockInfo(self, gpu, kind): return 300
     def nvmlDeviceGetMaxClockInfo(self, gpu, kind): return 1980
     def nvmlDeviceGetCurrentClocksEventReasons(self, gpu): return 32 * gpu
-    def nvmlDeviceGetP2PStatus(self, one, other, what): return one
     def nvmlDeviceGetNvLinkState(self, gpu, link): return int(link < 2)
 
     def nvmlDeviceGetComputeRunningProcesses(self, gpu):
         return [SimpleNamespace(pid=2**22 + 5, usedGpuMemory=None)]
+
+    def nvmlDeviceGetP2PStatus(self, one, other, what):
+        assert what == 0
+        return one
 
     def nvmlDeviceGetMigMode(self, gpu):
         raise self.NVMLError("Not Supported")

@@ -67,7 +67,8 @@ class FakeMachine:
             path.mkdir(parents=True)
         shutil.copy(ROOT / "scripts/setup.sh", self.repo / "scripts/setup.sh")
         (self.repo / "pyproject.toml").write_text("[project]\n")
-        for tool in ("bash", "cat", "cksum", "cp", "dirname", "grep", "head", "mkdir", "mktemp", "mv", "rm", "sed", "tr"):
+        for tool in ("bash", "cat", "cksum", "cp", "dirname", "grep", "head", "mkdir", "mktemp", "mv", "rm", "sed",
+                     "tr"):
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.system = self.command("uname", "#!/bin/bash\necho Linux\n")
         self.command("python3", FAKE_PYTHON)

@@ -22,6 +22,12 @@ def num_gpus(probe: Probe) -> int:
     return len(driver.gpus) if driver else 0
 
 
+def hides_all_gpus(probe: Probe) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES leaves programs no GPU."""
+    visible = probe.environ("CUDA_VISIBLE_DEVICES")
+    return visible is not None and visible.strip() in ("", "-1")
+
+
 def num_pci_gpus(probe: Probe) -> int:
     """NVIDIA display controllers on the PCI bus, whether or not a driver runs them."""
     return sum(1 for folder in probe.glob("/sys/bus/pci/devices/*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ _SLOWDOWNS = {
     "nvmlClocksEventReasonApplicationsClocksSetting": "application clocks set below the maximum",
     "nvmlClocksEventReasonUserDefinedClocks": "clocks locked by the user",
 }
+# NVML_P2P_CAPS_INDEX_READ: the binding's own constant is the tuple (0,), which its function refuses.
+_P2P_READ = 0
 _PEER_FAULTS = {
     "NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED": "the chipset does not support it",
     "NVML_P2P_STATUS_GPU_NOT_SUPPORTED": "the GPU does not support it",
@@ -55,14 +58,14 @@ def read_driver() -> Driver:
 
 def _read_gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    reasons = _optional(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
+    reasons = _optional(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle) or 0
     slowdowns = tuple(text for name, text in _SLOWDOWNS.items() if reasons & getattr(nvml, name, 0))
-    mig = _optional(nvml, nvml.nvmlDeviceGetMigMode, handle)
-    running = _optional(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+    mig = _optional(nvml, "nvmlDeviceGetMigMode", handle)
+    running = _optional(nvml, "nvmlDeviceGetComputeRunningProcesses", handle) or []
     return Gpu(
         index=index, name=_text(nvml.nvmlDeviceGetName(handle)), total_bytes=memory.total, used_bytes=memory.used,
-        clock_mhz=_optional(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
-        max_clock_mhz=_optional(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+        clock_mhz=_optional(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
+        max_clock_mhz=_optional(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
         slowdowns=slowdowns, is_mig=bool(mig and mig[0]), num_nvlinks=_count_nvlinks(nvml, handle),
         processes=tuple(GpuProcess(pid=p.pid, name=_process_name(p.pid), used_bytes=p.usedGpuMemory)
                         for p in running))
@@ -74,7 +77,7 @@ def _read_peers(nvml: Any, handles: list[Any]) -> dict[tuple[int, int], str]:
         for j, other in enumerate(handles):
             if i == j:
                 continue
-            status = _optional(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_READ)
+            status = _optional(nvml, "nvmlDeviceGetP2PStatus", one, other, _P2P_READ)
             if status == nvml.NVML_P2P_STATUS_OK:
                 peers[i, j] = "ok"
             elif status is not None:
@@ -84,16 +87,16 @@ def _read_peers(nvml: Any, handles: list[Any]) -> dict[tuple[int, int], str]:
 
 
 def _count_nvlinks(nvml: Any, handle: Any) -> int:
-    states = (_optional(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link)
+    states = (_optional(nvml, "nvmlDeviceGetNvLinkState", handle, link)
               for link in range(nvml.NVML_NVLINK_MAX_LINKS))
     return sum(1 for state in states if state)
 
 
-def _optional(nvml: Any, ask: Any, *args: Any) -> Any:
-    """An answer that not every GPU, driver or container gives."""
+def _optional(nvml: Any, function: str, *args: Any) -> Any:
+    """An answer that not every GPU, driver, container or version of the binding gives; None without one."""
     try:
-        return ask(*args)
-    except nvml.NVMLError:
+        return getattr(nvml, function)(*args)
+    except (nvml.NVMLError, AttributeError, ctypes.ArgumentError):
         return None
 
 

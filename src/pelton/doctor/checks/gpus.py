@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pelton.doctor.facts import Gpu
-from pelton.doctor.machine import driver_or_none
+from pelton.doctor.machine import driver_or_none, hides_all_gpus
 from pelton.doctor.probe import Probe
 from pelton.doctor.result import Result
 
@@ -19,7 +19,7 @@ def check(probe: Probe) -> list[Result]:
     results = [result for gpu in driver.gpus for result in _check_gpu(gpu)]
     visible = probe.environ("CUDA_VISIBLE_DEVICES")
     if visible is not None and driver.gpus:
-        what = "none" if visible.strip() in ("", "-1") else "only these"
+        what = "none" if hides_all_gpus(probe) else "only these"
         results.append(Result("gpus", "info", f"CUDA_VISIBLE_DEVICES={visible!r}: programs see {what}"))
     return results
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pelton.doctor.facts import Torch, UnavailableError
-from pelton.doctor.machine import driver_or_none, num_gpus
+from pelton.doctor.machine import driver_or_none, hides_all_gpus, num_gpus
 from pelton.doctor.probe import Probe
 from pelton.doctor.result import Result
 
@@ -41,6 +41,8 @@ def check(probe: Probe) -> list[Result]:
     built = f"{torch.version}, built with CUDA {torch.cuda_version}"
     if driver is None or not driver.gpus:
         return [Result("torch", "info", f"{built}; runs on the CPU here, a CPU build would save several GB")]
+    if hides_all_gpus(probe):
+        return [Result("torch", "info", f"{built}; CUDA_VISIBLE_DEVICES hides every GPU: CPU only")]
     if not torch.is_available:
         return [Result("torch", "fail", f"{built}, cannot use the GPU: {torch.error or 'no reason given'}",
                        _mend(torch.error or ""))]
