@@ -106,11 +106,9 @@ def test_window_reads_no_older_blocks():
 
 @pytest.mark.parametrize("rows", [MIXES["decodes"], MIXES["chunks"]], ids=["decodes", "chunks"])
 def test_large_scores_keep_their_precision(rows):
-    """Scores of a hundred, as models with large key biases have: rounded to bfloat16 they are off by halves."""
-    case = Case(rows, dtype=torch.bfloat16, heads=(6, 2, 64), spread=4.0)
-    scores = torch.einsum("thd,shd->hts", case.q[:, :2].float(), case.kv[:, 0].float()) * 64**-0.5
-    assert scores.max() > 30
-    case.check()
+    """Scores of dozens (their deviation here is 16), as models with large key biases have: rounded to bfloat16 they
+    would be off by a tenth and more."""
+    Case(rows, dtype=torch.bfloat16, heads=(6, 2, 64), spread=4.0).check()
 
 
 def test_a_long_context_takes_smaller_chunks(monkeypatch):

@@ -11,6 +11,7 @@ the largest, and an error in it matters the less the larger the distance is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,8 @@ class Plan:
 def plan(meta: AttentionMetadata, pool: Tensor, *, num_heads: int, window: int | None) -> Plan:
     """As the reference's: what all layers of one window share, made once per step."""
     dtype = native_dtype(pool.dtype)
+    if window is not None and window >= max(meta.seq_lens_host):
+        window = None
     tokens_per_block, num_decodes = pool.shape[4], meta.num_decodes
     lens = meta.seq_lens_host[:num_decodes]
     groups = []
@@ -218,6 +221,7 @@ def _attend_prompt(q: Tensor, kv: Tensor, pool: Tensor, layer: int, row: PromptR
         out[first : first + size].view(size, num_kv_heads, group, head_dim).copy_(result.permute(2, 0, 1, 3))
 
 
+@functools.lru_cache(maxsize=8)
 def _causal_mask(window: int | None, dtype: torch.dtype) -> Tensor:
     num_keys = _QUERY_CHUNK if window is None else _QUERY_CHUNK + window - 1
     key_at = torch.arange(num_keys)
