@@ -29,7 +29,7 @@ BAD_VALUES = [
     ("repetition_penalty", 0), ("repetition_penalty", -1), ("n", 0), ("n", 129), ("n", "2"), ("n", 1.5),
     ("seed", 2**63), ("seed", "x"), ("max_tokens", -1), ("max_tokens", "many"), ("max_tokens", 10**30),
     ("min_tokens", -1), ("min_tokens", 10**6), ("stop", ""), ("stop", ["a", ""]), ("stop", 5), ("stop", [5]),
-    ("stop", ["x"] * 65), ("stop", "x" * 2000), ("stop_token_ids", [-1]), ("stop_token_ids", "a"),
+    ("stop", ["x"] * 65), ("stop", "x" * 2000), ("stop_token_ids", [-1]), ("stop_token_ids", "a"), ("stop_token_ids", [10**12]),
     ("stop_token_ids", [1] * 2000), ("bad_words", [""]), ("bad_words", "dog"),
     ("logit_bias", {"x": 1}), ("logit_bias", {"999999": 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"1": 101}),
     ("logit_bias", [1]), ("logit_bias", {"9" * 5000: 1}),

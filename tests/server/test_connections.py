@@ -265,9 +265,11 @@ def test_a_fault_of_ours_is_a_500_that_tells_no_details(server, engine, monkeypa
         raise LookupError("secret detail")
 
     monkeypatch.setattr(engine, "generate", fail)
-    response = server.post(COMPLETIONS, {"prompt": "fox"})
-    assert response.status_code == 500
-    assert response.json()["error"]["message"] == "internal error: LookupError"
+    with server.connect() as sock, sock.makefile("rb") as stream:
+        for is_streaming in (False, True, False):  # on one connection, which stays good
+            send_post(sock, {**STREAM, "stream": is_streaming})
+            status, _, body = read_answer(stream)
+            assert (status, body["error"]["message"]) == (500, "internal error: LookupError")
 
 
 def test_version_and_playground(server):

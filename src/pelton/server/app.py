@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -30,6 +32,7 @@ from pelton.tokenizer.tokenizer import Tokenizer
 STATS_TIMEOUT_S = 10.0
 OPEN_ROUTES = ("/health",)
 """Answered without the API key."""
+_log = logging.getLogger("pelton.server")
 
 
 def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: ServeConfig, *, model_name: str,
@@ -51,11 +54,13 @@ def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: Se
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
         ],
-        middleware=[Middleware(ApiKeyMiddleware, api_key=config.api_key)] if config.api_key else [],
+        middleware=[
+            # Starlette's own last resort raises again after its answer, and uvicorn then breaks the connection.
+            Middleware(ExceptionMiddleware, handlers={Exception: on_unexpected}),
+            *([Middleware(ApiKeyMiddleware, api_key=config.api_key)] if config.api_key else [])],
         exception_handlers={
             HTTPException: on_http_exception, PeltonError: on_error, EngineFault: on_error,
-            ServerStoppingError: on_error, BodyTooLargeError: on_body_too_large, ClientLeftError: on_client_left,
-            Exception: on_unexpected})
+            ServerStoppingError: on_error, BodyTooLargeError: on_body_too_large, ClientLeftError: on_client_left})
     app.state.pelton = ServerState(engine_client, tokenizer, config, config.served_model_name or model_name,
                                    tokenizer_dir.resolve())
     return app
@@ -136,5 +141,6 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """A fault of ours: the client learns its class; the traceback goes to the log, as Starlette raises it again."""
+    """A fault of ours: the client learns its class, the log the traceback."""
+    _log.error("unhandled error in %s %s", request.method, request.url.path, exc_info=error)
     return error_response(error)

@@ -7,6 +7,7 @@ raise_exception, strftime_now, tojson without HTML escaping, break and continue,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -73,22 +74,23 @@ class ChatTemplate:
             raise CheckpointError(f"chat template: line {error.lineno}: {error.message}") from None
         self._variables = variables
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any) -> str:
+    def render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any] | None = None, *,
+               add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation.
 
         Args:
             messages: OpenAI's format; `content` is a string, a list of text parts or None.
+            variables: what else a template may know: tools, documents, enable_thinking, ...
             add_generation_prompt: end with the opening of the assistant's turn.
-            kwargs: further variables a template may know (tools, documents, enable_thinking, ...).
 
         Raises:
             RequestError: the template refuses the messages or cannot handle them.
         """
-        variables = {"tools": None, "documents": None, **self._variables, **kwargs,
-                     "messages": [_flatten(message) for message in messages],
-                     "add_generation_prompt": add_generation_prompt}
+        known = {"tools": None, "documents": None, **self._variables, **(variables or {}),
+                 "messages": [_flatten(message) for message in messages],
+                 "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(variables)
+            return self._template.render(known)
         except _Refusal as error:
             raise RequestError(f"messages: the model's chat template refuses them: {error}", param="messages") from None
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

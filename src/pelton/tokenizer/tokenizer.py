@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +140,18 @@ class Tokenizer:
         Raises:
             RequestError: there is no template, or it refuses the messages.
         """
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        return self.chat_template.render(messages, kwargs, add_generation_prompt=add_generation_prompt)
 
-    def encode_chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True,
-                    add_special_tokens: bool = False, *, max_tokens: int | None = None, **kwargs: Any) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, Any]], variables: Mapping[str, Any] | None = None, *,
+                    add_generation_prompt: bool = True, add_special_tokens: bool = False,
+                    max_tokens: int | None = None) -> list[int]:
         """Token ids of a conversation. With add_special_tokens, bos comes once even if the template wrote it.
 
         Args:
+            variables: what else the template may know.
             max_tokens: as in `encode`.
-            kwargs: further variables for the template.
         """
-        text = self.apply_chat_template(messages, add_generation_prompt, **kwargs)
+        text = self.chat_template.render(messages, variables, add_generation_prompt=add_generation_prompt)
         bos = self.special_tokens.get("bos_token")
         add_special_tokens = add_special_tokens and not (bos and text.startswith(bos))
         return self.encode(text, add_special_tokens, max_tokens=max_tokens)

@@ -8,8 +8,8 @@ from pelton.tokenizer.template import ChatTemplate
 USER = [{"role": "user", "content": "1 < 2 & 'é'"}]
 
 
-def render(source, messages=USER, **kwargs):
-    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, **kwargs)
+def render(source, messages=USER, variables=None, **kwargs):
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, variables, **kwargs)
 
 
 def test_special_tokens_and_flags_are_variables():
@@ -46,7 +46,8 @@ def test_tools_and_documents_are_defined_but_empty():
 
 
 def test_further_variables_are_passed():
-    assert render("{{ enable_thinking }}", enable_thinking=False) == "False"
+    assert render("{{ enable_thinking }}{{ self_ }}", variables={"enable_thinking": False, "self": 1}) == "False"
+    assert render("{{ messages[0].role }}", variables={"messages": [], "source": 1}) == "user"
 
 
 def test_text_parts_become_one_string():

@@ -75,14 +75,14 @@ async def _encode(call: ChatRequest, state: ServerState) -> list[int]:
     variables = dict(call.chat_template_kwargs or {})
     if call.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", call.reasoning_effort)
-    for name in ("messages", "add_generation_prompt", "add_special_tokens", "max_tokens"):
+    for name in ("messages", "add_generation_prompt"):
         if name in variables:
             raise RequestError(f"chat_template_kwargs may not set {name}", param="chat_template_kwargs")
     num_chars = sum(len(m["content"]) if isinstance(m.get("content"), str) else len(repr(m)) for m in call.messages)
     return await state.encode(
         lambda: state.tokenizer.encode_chat(
-            call.messages, add_generation_prompt=call.add_generation_prompt is not False,
-            add_special_tokens=bool(call.add_special_tokens), max_tokens=state.client.ready.max_input_len, **variables),
+            call.messages, variables, add_generation_prompt=call.add_generation_prompt is not False,
+            add_special_tokens=bool(call.add_special_tokens), max_tokens=state.client.ready.max_input_len),
         num_chars)
 
 

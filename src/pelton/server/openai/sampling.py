@@ -30,18 +30,20 @@ def make_sampling(fields: GenerationFields, state: ServerState, *, max_tokens: i
     Raises:
         RequestError: a value is out of range; `param` names the field.
     """
+    ready = state.client.ready
     values: dict[str, Any] = {name: value for name in _PLAIN if (value := getattr(fields, name)) is not None}
     if fields.stop is not None:
         values["stop"] = _stops(fields.stop)
     if fields.stop_token_ids:
         values["stop_token_ids"] = tuple(_at_most(fields.stop_token_ids, "stop_token_ids"))
+        check_vocabulary(fields.stop_token_ids, ready, param="stop_token_ids")
     if fields.bad_words:
         words = _at_most(fields.bad_words, "bad_words")
         _check_lengths(words, "bad_words")
         values["bad_words"] = tuple(words)
         values["bad_words_token_ids"] = state.tokenizer.encode_bad_words(words)
     if fields.logit_bias:
-        values["logit_bias"] = _logit_bias(fields.logit_bias, state.client.ready.vocab_size)
+        values["logit_bias"] = _logit_bias(fields.logit_bias, ready.vocab_size)
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs, **values)
 
 
@@ -75,11 +77,16 @@ def check_prompt(ids: list[int], ready: Ready, *, param: str) -> None:
     """
     if not ids:
         raise RequestError(f"{param} is empty: give at least one token", param=param, code="empty_prompt")
-    longest = min(ready.max_input_len, ready.max_seq_len - 1)
+    longest = min(ready.max_input_len, ready.max_seq_len - 1, ready.num_blocks * ready.tokens_per_block)
     if len(ids) > longest:
         raise RequestError(
             f"{param} has at least {len(ids)} tokens, but this engine takes prompts of at most {longest} tokens and "
             f"sequences of at most {ready.max_seq_len}; shorten it", param=param, code="context_length_exceeded")
+    check_vocabulary(ids, ready, param=param)
+
+
+def check_vocabulary(ids: list[int], ready: Ready, *, param: str) -> None:
+    """Raises RequestError if one of the token ids, of which there is at least one, is none of the model's."""
     worst = max(ids) if min(ids) >= 0 else min(ids)
     if not 0 <= worst < ready.vocab_size:
         raise RequestError(f"{param} holds token id {worst}; ids are 0 to {ready.vocab_size - 1}", param=param)
