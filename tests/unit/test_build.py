@@ -16,7 +16,7 @@ from helpers.checkpoints import ARCHITECTURES, make_checkpoint
 from safetensors.torch import load_file
 
 from pelton.build import hash_cache, prepare
-from pelton.build.layout import resolve_limits
+from pelton.build.limits import resolve_limits
 from pelton.build.prepare import ensure_engine
 from pelton.build.show import ShowOptions, run_show
 from pelton.build.write import BuildOptions, build, run_build

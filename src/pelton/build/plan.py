@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pelton import physics
-from pelton.build.layout import resolve_limits
+from pelton.build.limits import resolve_limits
 from pelton.config import BuildConfig, ModelConfig
 from pelton.errors import ConfigError
 from pelton.ledger import Ledger, predict_ledger, resolve_max_seq_len

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from pelton.build.hash_cache import HashCache, entry_digest
-from pelton.build.layout import gpu_architecture, resolve_limits
+from pelton.build.layout import gpu_architecture
+from pelton.build.limits import resolve_limits
 from pelton.build.write import build
 from pelton.checkpoint.hf_config import CONFIG_NAME, load_model_config
 from pelton.checkpoint.hub import absolute_source, resolve_model

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pelton.build.layout import default_tuning, engine_ledger, gpu_architecture, resolve_kv_dtype, resolve_limits
+from pelton.build.layout import default_tuning, engine_ledger, gpu_architecture, resolve_kv_dtype
+from pelton.build.limits import resolve_limits
 from pelton.config import BuildConfig, ParallelConfig, to_dict
 from pelton.errors import ConfigError
 from pelton.manifest import (
