@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from helpers import triton_interpret
+
+triton_interpret.choose()
 
 
 @pytest.fixture(autouse=True, scope="session")
