@@ -49,7 +49,8 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._id_of("bos_token")
         self.eos_ids = self._find_eos_ids(generation_config or {})
-        self.pieces = Pieces(json.loads(backend.to_str())["decoder"], backend.id_to_token)
+        decoder = backend.decoder
+        self.pieces = Pieces(None if decoder is None else json.loads(decoder.__getstate__()), backend.id_to_token)
 
     @classmethod
     def from_dir(cls, path: str | Path, *, chat_template: str | Path | None = None) -> Tokenizer:
