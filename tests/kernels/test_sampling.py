@@ -2,13 +2,14 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from pelton.kernels.sampling import cpu, reference
 from pelton.kernels.sampling.columns import Columns
-from pelton.kernels.sampling.random import exponentials, token_words
+from pelton.kernels.sampling.random import exponentials, token_word
 from pelton.kernels.sampling.reference import SamplingRow
 from pelton.types import SamplingParams
 
@@ -94,15 +95,23 @@ def make_logits(kind: str, num_rows: int, vocab_size: int, generator: torch.Gene
 
 
 def assert_same_draw(logits: torch.Tensor, row: SamplingRow, token: int) -> None:
-    """The token is the reference's, or scores within rounding of it."""
+    """The token is the reference's, or would be but for float32: a threshold or a score that near it cannot tell."""
     expected = reference.sample(logits, row)
     if token == expected:
         return
     assert not row.params.is_greedy, f"greedy drew {token}, not {expected}"
-    probs = reference.kept_probs(reference.adjust(logits, row), row.params)
-    words = token_words(np.array([row.seed]), np.array([row.position]), np.array([[token, expected]]))
-    scores = probs[[token, expected]] / exponentials(words)[0].double()
-    assert scores[0] >= scores[1] * (1 - 1e-4), f"drew {token}, not {expected}"
+    adjusted = reference.adjust(logits, row)
+    words = np.array([[token_word(row.seed, row.position, i) for i in range(len(logits))]], dtype=np.uint64)
+    noise = exponentials(words)[0].double()
+    loose, tight = (reference.kept_probs(adjusted, shifted(row.params, by)) / noise for by in (-1e-6, 1e-6))
+    assert loose[token] > 0, f"drew {token}, not {expected}: it should have been dropped"
+    assert loose[token] >= tight.max() * (1 - 1e-4), f"drew {token}, not {expected}"
+
+
+def shifted(params: SamplingParams, by: float) -> SamplingParams:
+    """Keeps a little more (by < 0) or less."""
+    return msgspec.structs.replace(params, min_p=min(1.0, params.min_p * (1 + by)),
+                                   top_p=min(1.0, params.top_p * (1 - by)))
 
 
 @pytest.mark.parametrize("kind", ["normal", "tied", "bfloat16", "extreme", "all_equal"])
