@@ -1,10 +1,12 @@
 """`pelton serve pelton-tiny` as users start it, with its engine process behind it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import openai
@@ -19,10 +21,9 @@ PROMPT = "def fibonacci(n):\n    "
 MAX_SEQ_LEN = 512
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@contextlib.contextmanager
+def serving(log):
     """A process that serves; (url, process)."""
-    log = tmp_path_factory.mktemp("serve") / "log"
     command = [sys.executable, "-m", "pelton.cli", "serve", MODEL, "--port", "0", "--num-threads", "1", "--max-blocks",
                "64", "--max-seq-len", str(MAX_SEQ_LEN), "--dtype", "float32"]  # exact enough for equal greedy tokens
     with log.open("wb") as errors:
@@ -32,6 +33,12 @@ def server(tmp_path_factory):
     yield line.removeprefix("Ready: ").strip(), process
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0, log.read_text()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("serve") / "log") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +168,20 @@ def test_two_servers_do_not_collide(server):
     assert done.returncode == 1
     assert "--port 0" in done.stderr.splitlines()[-1]
     assert httpx.get(f"{server[0]}/health", trust_env=False).status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the child process in /proc")
+def test_an_engine_process_that_is_killed(tmp_path):
+    with serving(tmp_path / "log") as (url, process), openai.OpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=400, stream=True,
+                                           extra_body={"ignore_eos": True})
+        next(iter(stream))
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="engine process has ended"):
+            list(stream)
+        assert httpx.get(f"{url}/health", trust_env=False).status_code == 503
+        with pytest.raises(openai.InternalServerError, match="engine process has ended"):
+            client.completions.create(model=MODEL, prompt=PROMPT)
+        assert metrics(url)[("pelton_engine_up",)] == 0

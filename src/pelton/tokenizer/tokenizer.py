@@ -197,7 +197,8 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read as a chat template: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{file}: cannot be read as a chat template: {reason}") from None
 
 
 def _find_template(folder: Path, config: dict[str, Any]) -> str | None:
