@@ -57,6 +57,7 @@ def deltas(family, ids, sizes, *, prompt=(), **params):
     return [*out, detokenizer.flush()], None
 
 
+@settings(deadline=None)
 @given(families, texts, cuts, st.booleans())
 def test_deltas_of_a_text_join_to_it(family, text, sizes, skip):
     ids = tokenizer(family).encode(text, add_special_tokens=False)
@@ -65,6 +66,7 @@ def test_deltas_of_a_text_join_to_it(family, text, sizes, skip):
     assert "".join(deltas(family, ids, sizes, skip_special_tokens=skip)[0]) == whole
 
 
+@settings(deadline=None)
 @given(families, cuts, st.booleans(), st.data())
 def test_deltas_of_random_ids_join_to_the_whole(family, sizes, skip, data):
     ids = data.draw(random_ids(family))
@@ -75,6 +77,7 @@ def test_deltas_of_random_ids_join_to_the_whole(family, sizes, skip, data):
         assert whole == backend(family).decode(known, skip_special_tokens=skip)
 
 
+@settings(deadline=None)
 @given(families, texts, texts, cuts)
 def test_output_continues_the_prompt(family, prompt, text, sizes):
     prompt_ids = tokenizer(family).encode(prompt)
@@ -83,6 +86,7 @@ def test_output_continues_the_prompt(family, prompt, text, sizes):
     assert tokenizer(family).decode(prompt_ids) + joined == tokenizer(family).decode(prompt_ids + ids)
 
 
+@settings(deadline=None)
 @given(families, texts, cuts)
 def test_no_delta_holds_half_a_character(family, text, sizes):
     text = text.replace("\ufffd", "")
@@ -107,7 +111,7 @@ def brute_force_stop(family, ids, stops, min_tokens):
     return None
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(families, few_texts, few_stops, cuts, st.integers(0, 6), st.booleans())
 def test_stop_strings_are_found_however_the_text_is_cut(family, text, stops, sizes, min_tokens, include):
     ids = tokenizer(family).encode(text, add_special_tokens=False)
@@ -123,6 +127,7 @@ def test_stop_strings_are_found_however_the_text_is_cut(family, text, stops, siz
         assert match == (stop, num_tokens)
 
 
+@settings(deadline=None)
 @given(families, st.text("abc", max_size=30), cuts)
 def test_text_that_may_begin_a_stop_string_is_held_back(family, text, sizes):
     ids = tokenizer(family).encode(text, add_special_tokens=False)
