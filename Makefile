@@ -9,7 +9,7 @@ PORT ?= 8000
 URL ?= http://127.0.0.1:$(PORT)
 SERVE_ARGS ?=
 BENCH_ARGS ?= --concurrency 1,2,4,8 --prompt-tokens 16,64,256,900 --output-tokens 64 --num-requests 32
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-system demo test lint serve bench test-gpu clean

@@ -25,7 +25,7 @@ def case(request, tmp_path_factory):
     reference = load_reference(path)
     draw = random.Random(7)
     prompts = [[draw.randrange(6, 320) for _ in range(size)] for size in (5, 37, 70, 130)]
-    prompts.append(prompts[3][:100] + [9, 8, 7])  # shares a prefix
+    prompts.append([*prompts[3][:100], 9, 8, 7])  # shares a prefix
     expected = [_reference_tokens(reference, prompt) for prompt in prompts]
     return ensure_engine(str(path), BuildConfig(tokens_per_block=16, max_seq_len=256)), prompts, expected
 
