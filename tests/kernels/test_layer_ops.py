@@ -11,6 +11,7 @@ from pelton.kernels.activation import reference as activation_reference
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.linear import cpu as linear_cpu
 from pelton.kernels.linear import reference as linear_reference
+from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.norm import cpu as norm_cpu
 from pelton.kernels.norm import reference as norm_reference
 from pelton.kernels.registry import OPS, load_ops
@@ -37,6 +38,30 @@ def test_linear(dtype, num_rows, shape, has_bias):
     bias = torch.randn(shape[0]).to(dtype) if has_bias else None
     want = linear_reference.linear(x, linear_reference.prepare_weight(weight), bias)
     check(linear_cpu.linear(x, linear_cpu.prepare_weight(weight), bias), want)
+
+
+@DTYPES
+@pytest.mark.parametrize("act", [None, "silu"])
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_fused_linear(dtype, act, has_norm):
+    """Norm, bias, activation and residual in one call, against float64; the inputs but the residual survive."""
+    x, weight, bias = torch.randn(5, 48).to(dtype), torch.randn(64, 48).to(dtype) / 7, torch.randn(64).to(dtype)
+    scale, residual = torch.randn(48).to(dtype), torch.randn(5, 32 if act else 64).to(dtype)
+    want = x.double()
+    if has_norm:
+        want = torch.nn.functional.rms_norm(want, (48,), scale.double(), 1e-5)
+    want = want @ weight.double().T + bias.double()
+    if act:
+        want = torch.nn.functional.silu(want[:, :32]) * want[:, 32:]
+    want = want + residual.double()
+    for linear, norm in ((linear_reference, norm_reference), (linear_cpu, norm_cpu)):
+        prologue = Norm(norm.prepare_weight(scale, 0.0), 1e-5) if has_norm else None
+        before = x.clone()
+        got = linear.linear(x, linear.prepare_weight(weight), bias, norm=prologue, act=act, residual=residual.clone())
+        check(got, want.to(dtype))
+        assert x.equal(before)
+        got = linear.linear(x, linear.prepare_weight(weight), out_dtype=torch.float32)
+        assert got.dtype is torch.float32
 
 
 def test_linear_without_packing(monkeypatch):

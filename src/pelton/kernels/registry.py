@@ -4,7 +4,8 @@ An op is a folder here. `reference.py` in it is plain torch, slow and obvious: t
 where nothing faster exists. The modules beside it (cpu.py, triton.py) offer the same functions with the same
 arguments, so layers and models never see which one runs. The functions of each op:
 
-    linear      prepare_weight(weight) -> prepared;  linear(x, prepared, bias) -> y;
+    linear      prepare_weight(weight) -> prepared;
+                linear(x, prepared, bias, norm, act, residual, out_dtype) -> residual + act(norm(x) Wᵀ + bias);
                 prepared_bytes(num_elements, dtype) -> int;  is_relaid(dtype) -> bool
     norm        prepare_weight(weight, offset) -> prepared;  rms_norm(x, prepared, eps) -> y;
                 add_rms_norm(x, residual, prepared, eps) -> (y, x + residual)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pelton.config import ModelConfig
+from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.registry import Ops
 from pelton.layers.linear import Linear, RowParallelLinear
 from pelton.layers.step import ForwardStep
@@ -39,10 +40,12 @@ class Attention:
                 self._rotary[name] = ops.norm.prepare_weight(weight, config.norm_weight_offset)
         self._attend = {"scale": config.scale, "softcap": config.attention_softcap}
 
-    def __call__(self, x: Tensor, step: ForwardStep) -> Tensor:
-        """x: [T, D] to [T, D]; writes the step's keys and values into the pool."""
+    def __call__(self, x: Tensor, step: ForwardStep, *, norm: Norm | None = None,
+                 residual: Tensor | None = None) -> Tensor:
+        """x: [T, D] to [T, D]: residual + attention(norm(x)), norm and residual where given. Writes the step's keys
+        and values into the pool."""
         rotary, attention = self._ops.rotary, self._ops.attention
-        q, kv = rotary.rotate_and_store(self.qkv(x), step.angles, step.pool, self._cache_layer, step.meta,
+        q, kv = rotary.rotate_and_store(self.qkv(x, norm=norm), step.angles, step.pool, self._cache_layer, step.meta,
                                         **self._rotary)
-        plan = step.plans[self.window]
-        return self.o(attention.attend(q, kv, step.pool, self._cache_layer, plan, **self._attend))
+        out = attention.attend(q, kv, step.pool, self._cache_layer, step.plans[self.window], **self._attend)
+        return self.o(out, residual=residual)

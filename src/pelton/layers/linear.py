@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.registry import Ops
 from pelton.parallel.collectives import Group
 
@@ -18,9 +19,13 @@ class Linear:
         self.bias = bias  # [N]
         self._linear = ops.linear.linear
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, K] to [T, N]."""
-        return self._linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, act: str | None = None,
+                 residual: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        """x: [T, K] to [T, N]; with act, which takes gate and up together, to [T, N / 2].
+
+        The norm is taken of x before, the residual is added last and not used again by the caller.
+        """
+        return self._linear(x, self.weight, self.bias, norm=norm, act=act, residual=residual, out_dtype=out_dtype)
 
 
 class RowParallelLinear(Linear):
@@ -30,9 +35,12 @@ class RowParallelLinear(Linear):
         super().__init__(weight, bias if group.rank == 0 else None, ops)
         self._group = group
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, K of this rank] to [T, N], the same on every rank."""
-        return self._group.all_reduce(super().__call__(x))
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """x: [T, K of this rank] to [T, N], the same on every rank; the residual is fused where one rank is all."""
+        if self._group.size == 1:
+            return super().__call__(x, residual=residual)
+        out = self._group.all_reduce(super().__call__(x))
+        return out if residual is None else residual + out
 
 
 class Embedding:
@@ -67,7 +75,7 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [R, D] to logits [R, V], float32, c·tanh(x / c) where the model caps them at c."""
-        logits = self._group.all_gather(self._linear(hidden)).float()
+        logits = self._group.all_gather(self._linear(hidden, out_dtype=torch.float32))
         if self._softcap is not None:
             logits = logits.div_(self._softcap).tanh_().mul_(self._softcap)
         return logits

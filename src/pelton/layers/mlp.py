@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pelton.config import ModelConfig
+from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.registry import Ops
 from pelton.layers.linear import Linear, RowParallelLinear
 from pelton.layers.weights import WeightSource
@@ -21,8 +22,7 @@ class GatedMlp:
         self.down = RowParallelLinear(weights.take(f"{prefix}.down.weight"),
                                       weights.take_if(f"{prefix}.down.bias", bias), ops, group)
         self._kind = config.activation
-        self._act_mul = ops.activation.act_mul
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, D] to [T, D]."""
-        return self.down(self._act_mul(self.gate_up(x), self._kind))
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, residual: Tensor | None = None) -> Tensor:
+        """x: [T, D] to [T, D]: residual + mlp(norm(x)), norm and residual where given."""
+        return self.down(self.gate_up(x, norm=norm, act=self._kind), residual=residual)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.registry import Ops
 
 
@@ -14,6 +15,11 @@ class RMSNorm:
         self.weight = ops.norm.prepare_weight(weight, offset)  # [D]
         self._eps = eps
         self._op = ops.norm
+
+    @property
+    def prologue(self) -> Norm:
+        """This norm as the start of the product that reads it."""
+        return Norm(self.weight, self._eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, D]."""

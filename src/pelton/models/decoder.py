@@ -62,10 +62,16 @@ class DecoderLayer:
         self.mlp_post_norm = norm("mlp_post_norm") if config.sandwich_norm else None
         self.attention = Attention(config, weights, prefix, layer=layer, cache_layer=cache_layer, ops=ops, group=group)
         self.mlp = GatedMlp(config, weights, prefix, ops=ops, group=group)
+        # Where a norm or other ranks' parts come between product and residual, the sum belongs to the next norm.
+        self._is_fused = group.size == 1 and not config.sandwich_norm
 
-    def __call__(self, x: Tensor | None, residual: Tensor, step: ForwardStep) -> tuple[Tensor, Tensor]:
-        """x, what the layer before adds to the residual (None at the start), and the residual; the same after this
-        layer. The sum is left to the next norm, which does it in the same pass."""
+    def __call__(self, x: Tensor | None, residual: Tensor, step: ForwardStep) -> tuple[Tensor | None, Tensor]:
+        """x, what the layer before adds to the residual (None if it is added already), and the residual; the same
+        after this layer. Products take their norm and add the residual themselves where they can; else the sum is
+        left to the next norm, which does it in the same pass. The residual may be overwritten."""
+        if self._is_fused:
+            residual = self.attention(residual, step, norm=self.attn_norm.prologue, residual=residual)
+            return None, self.mlp(residual, norm=self.mlp_norm.prologue, residual=residual)
         x, residual = self.attn_norm.add(x, residual)
         x = self.attention(x, step)
         if self.attn_post_norm is not None:
@@ -135,7 +141,7 @@ class Decoder:
             positions: [T] int64, index of each token in its sequence.
             kv_pool: this rank's cache, with one layer per layer of the stage.
             meta: the step's rows.
-            hidden: [T, D], what the stage before returned.
+            hidden: [T, D], what the stage before returned; may be overwritten.
 
         Returns:
             [T, D], after the final norm on the last stage.
@@ -147,7 +153,7 @@ class Decoder:
             x, residual = layer(x, residual, step)
         if self.is_last:
             return self.norm.add(x, residual)[0]
-        return residual + x
+        return residual if x is None else residual + x
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

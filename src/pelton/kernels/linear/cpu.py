@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pelton.kernels.activation.cpu import act_mul
 from pelton.kernels.cpu_features import can_pack, native_dtype
+from pelton.kernels.linear.prologue import Norm
+from pelton.kernels.norm.cpu import rms_norm
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,21 @@ def prepared_bytes(num_elements: int, dtype: torch.dtype) -> int:
     return num_elements * native_dtype(dtype).itemsize
 
 
-def linear(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [M, K] times the transpose of a prepared weight [N, K], plus bias [N]: [M, N] in x's type."""
+def linear(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None = None, *, norm: Norm | None = None,
+           act: str | None = None, residual: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+    """As the reference's; the residual's sum takes the product's memory."""
+    if norm is not None:
+        x = rms_norm(x, norm.weight, norm.eps)
+    out = _product(x, weight, bias)
+    if act is not None:
+        out = act_mul(out, act)
+    if residual is not None:
+        out = out.add_(residual)
+    return out if out_dtype is None else out.to(out_dtype)
+
+
+def _product(x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + bias in x's type, computed in the weight's."""
     wide = x.dtype != weight.dtype
     inputs = x.to(weight.dtype) if wide else x
     if wide and bias is not None:
