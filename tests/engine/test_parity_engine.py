@@ -1,4 +1,4 @@
-"""Through the whole engine, every architecture says what transformers says: 64 greedy tokens, in all ways of running."""
+"""Through the whole engine every architecture says what transformers says: 64 greedy tokens, however it is run."""
 
 from __future__ import annotations
 
