@@ -51,9 +51,3 @@ def parse_config(hf: dict[str, Any]) -> ModelConfig:
         raise CheckpointError("architectures: expected a list with the model's class name in config.json, "
                               f"got {names!r}; supported are {', '.join(supported())}")
     return get_architecture(names[0]).parse_config(hf)
-
-
-def load_decoder_class(architecture: Architecture) -> type:
-    """Imports the class that runs an architecture (this imports torch)."""
-    module, _, attribute = architecture.decoder.partition(":")
-    return getattr(import_module(module), attribute)

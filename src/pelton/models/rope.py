@@ -47,7 +47,7 @@ def parse_rope(hf: dict[str, Any], *, head_dim: int, default_max_positions: int,
     """
     field, scaling = _parameters(hf)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _NEEDED:
+    if not isinstance(kind, str) or kind not in _NEEDED:
         raise CheckpointError(f"{field}.rope_type: {kind!r} is not supported; supported are {', '.join(_NEEDED)}")
     for name in _NEEDED[kind]:
         if scaling.get(name) is None:
@@ -57,13 +57,13 @@ def parse_rope(hf: dict[str, Any], *, head_dim: int, default_max_positions: int,
     theta = _first(scaling.get("rope_theta"), hf.get("rope_theta"), 10000.0)
     share = _first(scaling.get("partial_rotary_factor"), hf.get("partial_rotary_factor"), 1.0)
     max_positions = _first(hf.get("max_position_embeddings"), default_max_positions)
-    rotary_dim = int(head_dim * _number(share, f"{field}.partial_rotary_factor", low=0.0))
+    rotary_dim = int(head_dim * _number(share, f"{field}.partial_rotary_factor"))
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise CheckpointError(f"{field}.partial_rotary_factor: {share!r} of head_dim {head_dim} rotates {rotary_dim} "
                               "dimensions; it must be an even number of them")
     if rotary_dim != head_dim and not can_be_partial:
         raise CheckpointError(f"{field}.partial_rotary_factor: {share!r} is not supported for {hf['architectures'][0]}")
-    options: dict[str, Any] = {"kind": kind, "theta": _number(theta, "rope_theta", low=0.0)}
+    options: dict[str, Any] = {"kind": kind, "theta": _number(theta, "rope_theta", above=1.0)}
     if rotary_dim != head_dim:
         options["rotary_dim"] = rotary_dim
     if kind == "dynamic":
@@ -71,8 +71,8 @@ def parse_rope(hf: dict[str, Any], *, head_dim: int, default_max_positions: int,
     elif kind in ("llama3", "yarn", "longrope"):
         original = _first(hf.get("original_max_position_embeddings"),
                           scaling.get("original_max_position_embeddings"), max_positions)
+        original = int(_number(original, "original_max_position_embeddings", above=1.0))
         options["original_max_position_embeddings"] = original
-        _number(original, "original_max_position_embeddings", low=1.0)
         # The ratio of the context lengths is the factor where none is given, as for Phi-3.
         options["factor"] = float(max_positions) / original
     options |= _scaling_options(field, scaling, kind, rotary_dim)
@@ -114,7 +114,10 @@ def _scaling_options(field: str, scaling: dict[str, Any], kind: str, rotary_dim:
         # transformers takes a zero here for "not given"
         is_given = scaling.get(name) is not None and not (name in ("beta_fast", "beta_slow") and scaling[name] == 0)
         if is_given:
-            options[name] = _number(scaling[name], f"{field}.{name}", low=0.0)
+            options[name] = _number(scaling[name], f"{field}.{name}")
+    if kind == "llama3" and options["high_freq_factor"] <= options["low_freq_factor"]:
+        raise CheckpointError(f"{field}.high_freq_factor: must be above low_freq_factor "
+                              f"({options['low_freq_factor']:g}), got {options['high_freq_factor']:g}")
     if kind == "yarn" and scaling.get("truncate") is not None:
         options["truncate"] = bool(scaling["truncate"])
     if kind == "longrope":
@@ -123,7 +126,7 @@ def _scaling_options(field: str, scaling: dict[str, Any], kind: str, rotary_dim:
             if not isinstance(value, list) or len(value) != rotary_dim // 2:
                 raise CheckpointError(f"{field}.{name}: expected {rotary_dim // 2} numbers (half the rotated "
                                       f"dimensions), got {len(value) if isinstance(value, list) else value!r}")
-            options[name] = tuple(_number(v, f"{field}.{name}", low=0.0) for v in value)
+            options[name] = tuple(_number(v, f"{field}.{name}") for v in value)
     return options
 
 
@@ -131,9 +134,9 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _number(value: Any, field: str, *, low: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
-        raise CheckpointError(f"{field}: expected a number of at least {low:g}, got {value!r}")
+def _number(value: Any, field: str, *, above: float = 0.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+        raise CheckpointError(f"{field}: expected a number above {above:g}, got {value!r}")
     return float(value)
 
 

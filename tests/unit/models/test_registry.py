@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -185,3 +186,18 @@ def test_bad_fields_are_named(fields, message):
 def test_bad_fields_of_one_architecture(architecture, fields, message):
     with pytest.raises(CheckpointError, match=message):
         parse(architecture, **fields)
+
+
+@pytest.mark.parametrize("architecture", supported())
+def test_nonsense_in_any_field_is_read_or_refused_but_never_crashes(architecture):
+    base = {"architectures": [architecture], **SHAPE, "head_dim": 16, "sliding_window": 8, "use_sliding_window": True,
+            "layer_types": ["full_attention"] * 4, "max_window_layers": 2, "hidden_act": "silu", "rope_theta": 1e4,
+            "rope_scaling": {"rope_type": "default"}, "tie_word_embeddings": False, "attention_bias": False,
+            "mlp_bias": False, "partial_rotary_factor": 1.0, "original_max_position_embeddings": 64,
+            "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0, "hidden_activation": "gelu"}
+    nonsense = [None, "x", "", -1, 0, 1.5, 10**30, True, float("nan"), float("inf"), [], [1], ["x"], [[]], [None] * 4,
+                {}, {"a": 1}, {"type": []}, {"rope_type": "yarn", "factor": {}}, {"full_attention": 3}]
+    for field in base:
+        for value in nonsense:
+            with contextlib.suppress(CheckpointError):
+                parse_config({**base, field: value})

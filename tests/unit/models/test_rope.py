@@ -107,6 +107,8 @@ def test_a_top_level_original_length_wins():
     ({"type": "mrope", "mrope_section": [1]}, r"rope_scaling\.rope_type: 'mrope'"),
     ({"rope_type": "default", "mrope_section": [1]}, "mrope_section"),
     ({"rope_type": "linear"}, r"rope_scaling\.factor: missing"),
+    ({"rope_type": "linear", "factor": 0}, r"rope_scaling\.factor: expected a number above 0"),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4}, "high_freq_factor: must be"),
     ({"rope_type": "linear", "factor": "2"}, r"rope_scaling\.factor: expected a number"),
     ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, r"rope_scaling\.high_freq_factor: missing"),
     ({"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG[:-1]}, r"long_factor: expected 32 numbers"),
@@ -122,7 +124,7 @@ def test_bad_parameters_are_named(scaling, message):
         parse(rope_scaling=scaling)
 
 
-@pytest.mark.parametrize("theta", ["1e4", -1.0, True])
+@pytest.mark.parametrize("theta", ["1e4", -1.0, True, 1.0, float("nan")])
 def test_bad_theta(theta):
     with pytest.raises(CheckpointError, match="rope_theta"):
         parse(rope_theta=theta)
