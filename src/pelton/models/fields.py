@@ -17,6 +17,9 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_MAX_LAYERS = 10_000
+"""Far above any model, so that a damaged file is refused before lists of its layers fill the memory."""
+
 
 class Fields:
     """A config.json whose fields are read by name and type.
@@ -30,12 +33,17 @@ class Fields:
         if hf.get("quantization_config") is not None:
             raise CheckpointError("quantization_config: quantized checkpoints are not supported; use the original one")
 
-    def count(self, name: str, default: int | None = None) -> int:
+    def count(self, name: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
         """A positive integer."""
         value = self._given(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{name}: expected a positive integer in config.json, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise CheckpointError(f"{name}: expected a positive integer of at most {most} in config.json, "
+                                  f"got {value!r}")
         return value
+
+    @property
+    def num_layers(self) -> int:
+        return self.count("num_hidden_layers", most=_MAX_LAYERS)
 
     def optional_count(self, name: str, default: int | None = None) -> int | None:
         """A positive integer or None; here a null overrides the default."""
@@ -86,7 +94,7 @@ class Fields:
     def layer_types(self, default: list[str]) -> tuple[str, ...]:
         """The attention of each layer as our layer kinds, from `layer_types` or what the architecture implies."""
         types = self._given("layer_types", default)
-        num_layers = self.count("num_hidden_layers")
+        num_layers = self.num_layers
         if not isinstance(types, list) or len(types) != num_layers:
             raise CheckpointError(f"layer_types: expected a list of {num_layers} (num_hidden_layers) entries, "
                                   f"got {types!r}")
@@ -141,7 +149,7 @@ def decoder_config(fields: Fields, *, max_positions: int, norm_eps: float = 1e-6
             vocab_size=fields.count("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=fields.count("intermediate_size"),
-            num_layers=fields.count("num_hidden_layers"),
+            num_layers=fields.num_layers,
             num_heads=num_heads,
             num_kv_heads=fields.count("num_key_value_heads", kv_heads or num_heads),
             head_dim=head_dim,

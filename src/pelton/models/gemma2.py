@@ -14,7 +14,7 @@ from pelton.models.weights import decoder_weights
 def _parse(hf: dict[str, Any]) -> ModelConfig:
     fields = Fields(hf)
     fields.refuse("use_bidirectional_attention")
-    num_layers = fields.count("num_hidden_layers")
+    num_layers = fields.num_layers
     kinds = fields.layer_types([("sliding_attention", "full_attention")[i % 2] for i in range(num_layers)])
     window = fields.optional_count("sliding_window", 4096)
     if window is None and "sliding" in kinds:

@@ -14,7 +14,7 @@ from pelton.models.weights import decoder_weights
 def _parse(hf: dict[str, Any]) -> ModelConfig:
     fields = Fields(hf)
     window = fields.optional_count("sliding_window", 4096)
-    num_layers = fields.count("num_hidden_layers")
+    num_layers = fields.num_layers
     kinds = ("sliding",) * num_layers if window else ()
     default = ["sliding_attention" if window else "full_attention"] * num_layers
     if set(fields.layer_types(default)) != {"sliding" if window else "full"}:

@@ -30,7 +30,7 @@ def _parse(hf: dict[str, Any]) -> ModelConfig:
         hf[field] = {**scaling, "rope_type": kind}
     fields = Fields(hf)
     window = fields.optional_count("sliding_window")
-    kinds = ("sliding",) * fields.count("num_hidden_layers") if window else ()
+    kinds = ("sliding",) * fields.num_layers if window else ()
     return decoder_config(fields, max_positions=4096, norm_eps=1e-5, can_be_partial=True, sliding_window=window,
                           layer_kinds=kinds)
 

@@ -14,7 +14,7 @@ from pelton.models.weights import decoder_weights
 def window_options(fields: Fields) -> dict[str, Any]:
     """`sliding_window` and `layer_kinds` from use_sliding_window, max_window_layers and layer_types."""
     window = fields.optional_count("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
-    num_layers = fields.count("num_hidden_layers")
+    num_layers = fields.num_layers
     first = fields.hf.get("max_window_layers", 28)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise CheckpointError(f"max_window_layers: expected a count of layers, got {first!r}")

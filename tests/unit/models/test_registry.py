@@ -158,6 +158,8 @@ def test_phi3():
     ({"hidden_size": "64"}, "hidden_size: expected a positive integer"),
     ({"hidden_size": 63}, "hidden_size: 63 is not a multiple of num_attention_heads"),
     ({"num_hidden_layers": 0}, "num_hidden_layers"),
+    ({"num_hidden_layers": 2**30}, "num_hidden_layers: expected a positive integer of at most 10000"),
+    ({"vocab_size": 2**40}, "vocab_size: expected a positive integer"),
     ({"num_attention_heads": True}, "num_attention_heads"),
     ({"num_key_value_heads": 3}, "num_kv_heads must be a divisor of num_heads"),
     ({"vocab_size": -1}, "vocab_size"),
