@@ -65,7 +65,8 @@ def run(*arguments: str) -> None:
 def server(engine: Path) -> Iterator[int]:
     """Serves an engine while the block runs; gives the port."""
     port_file, log = OUT / "port", OUT / "server.log"
-    arguments = ["serve", str(engine), "--port", "0", "--port-file", str(port_file)]
+    arguments = ["serve", str(engine), "--port", "0", "--port-file", str(port_file),
+                 "--served-model-name", "pelton-tiny"]
     print(f"\n$ pelton {shlex.join(arguments)} &", flush=True)
     started = time.monotonic()
     with log.open("w") as output:
