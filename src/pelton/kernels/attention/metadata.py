@@ -28,22 +28,43 @@ class AttentionMetadata:
     slot_mapping: Tensor
     """[T] int64, block id * tokens_per_block + offset: where each token's key and value are written."""
     query_lens_host: list[int]
+    """The lengths as the host knows them. Empty for a step replayed as a CUDA graph: all its rows decode, and those
+    that pad it have length 0 and a negative slot."""
     seq_lens_host: list[int]
     block_tables_host: list[list[int]] | None = None
     rope_lens: Tensor | None = None
     """[T] int64, for models whose rotation depends on the sequence's length: models/rope.py `rope_length` of each
     token. None for all other models."""
+    workspace: Tensor | None = None
+    """Scratch bytes [n] uint8 for attention on a GPU (kernels/attention/triton.py `workspace_bytes`), shared by all
+    layers and windows; None lets it take memory of its own in every step."""
     _slots: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
     def num_rows(self) -> int:
-        return len(self.query_lens_host)
+        return self.seq_lens.shape[0]
 
     def slots(self, tokens_per_block: int) -> tuple[Tensor, Tensor]:
         """`slot_mapping` as (block ids, offsets), each [T]; divided once per step."""
         if self._slots is None:
             self._slots = (self.slot_mapping // tokens_per_block, self.slot_mapping % tokens_per_block)
         return self._slots
+
+    @classmethod
+    def decodes(cls, query_start: Tensor, seq_lens: Tensor, block_tables: Tensor, slot_mapping: Tensor, *,
+                rope_lens: Tensor | None = None, workspace: Tensor | None = None) -> AttentionMetadata:
+        """Metadata of B rows that all decode, in device buffers alone: a CUDA graph reads what they hold when it runs.
+
+        Args:
+            query_start: [B + 1] int32, 0 to B.
+            seq_lens: [B] int32; 0 for a row that pads the batch.
+            block_tables: [B, max_blocks] int32.
+            slot_mapping: [B] int64; negative for a row that pads the batch.
+            rope_lens, workspace: see the fields.
+        """
+        return cls(num_decodes=seq_lens.shape[0], query_start=query_start, seq_lens=seq_lens,
+                   block_tables=block_tables, slot_mapping=slot_mapping, query_lens_host=[], seq_lens_host=[],
+                   rope_lens=rope_lens, workspace=workspace)
 
     @classmethod
     def from_rows(cls, starts: Sequence[int], num_tokens: Sequence[int], block_tables: Sequence[Sequence[int]], *,

@@ -1,0 +1,159 @@
+"""Attention kernels on one GPU: decode against the memory's bandwidth, prefill against the tensor cores.
+
+Each case is a chain of layers in one CUDA graph, over keys and values larger than the L2 cache, replayed; times are
+medians per layer. Decode bytes are the keys and values that must be read; prefill work is 4 · head_dim per query head
+and visible key.
+
+    python benchmarks/gpu_attention.py [--only decode|prefill] [--output results/...json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import environment, print_json
+
+from pelton.kernels.attention import triton as attention
+from pelton.kernels.attention.metadata import AttentionMetadata
+
+LLAMA, QWEN = (32, 8, 128), (28, 4, 128)
+READ_LIMIT = 4.58e12
+"""Bytes per second: an int64 sum over 8 GiB on an H200."""
+PRODUCT_LIMIT = 790e12
+"""bf16 FLOP/s: a large matrix product on an H200."""
+_MIN_BYTES = 256 * 2**20
+_MAX_LAYERS = 128
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows of (cached tokens, new tokens) and (query heads, kv heads, head_dim)."""
+
+    name: str
+    rows: list[tuple[int, int]]
+    heads: tuple[int, int, int] = LLAMA
+    tokens_per_block: int = 64
+    window: int | None = None
+
+    @property
+    def is_decode(self) -> bool:
+        return all(new == 1 for _, new in self.rows)
+
+    @property
+    def read_bytes(self) -> int:
+        _, num_kv_heads, head_dim = self.heads
+        return sum(min(cached + new, self.window or cached + new) for cached, new in self.rows) \
+            * 2 * num_kv_heads * head_dim * 2
+
+    @property
+    def flops(self) -> int:
+        num_heads, _, head_dim = self.heads
+        pairs = sum(new * cached + new * (new + 1) // 2 for cached, new in self.rows)
+        return 4 * head_dim * num_heads * pairs
+
+
+DECODES = [
+    Problem("batch 64 x 4096", [(4095, 1)] * 64),
+    *(Problem(f"batch 1 x {n}", [(n - 1, 1)]) for n in (128, 512, 2048, 8192, 32768, 131072)),
+    Problem("batch 8 x 1024", [(1023, 1)] * 8),
+    Problem("batch 64 x 512", [(511, 1)] * 64),
+    Problem("batch 256 x 512", [(511, 1)] * 256),
+    Problem("batch 64: 131072 and 63 x 512", [(131071, 1)] + [(511, 1)] * 63),
+    Problem("batch 128, 1 to 8192", [(37 * 61 * n % 8192, 1) for n in range(128)]),
+    Problem("batch 64 x 4096, 28/4 heads", [(4095, 1)] * 64, heads=QWEN),
+    Problem("batch 64 x 4096, blocks of 16", [(4095, 1)] * 64, tokens_per_block=16),
+]
+PREFILLS = [
+    Problem("prompt of 8000, 28/4 heads", [(0, 8000)], heads=QWEN),
+    Problem("prompt of 8192", [(0, 8192)]),
+    Problem("8 prompts of 1000", [(0, 1000)] * 8),
+    Problem("64 prompts of 129", [(0, 129)] * 64, heads=QWEN),
+    Problem("2048 tokens after 30,000", [(30_000, 2048)]),
+    Problem("64 tokens after 30,000", [(30_000, 64)]),
+]
+
+
+class Bench:
+    """A problem's tensors on the device."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        num_heads, num_kv_heads, head_dim = problem.heads
+        size = problem.tokens_per_block
+        counts = [-(-(cached + new) // size) for cached, new in problem.rows]
+        bytes_per_layer = sum(counts) * size * num_kv_heads * head_dim * 4
+        num_layers = min(_MAX_LAYERS, max(4, -(-_MIN_BYTES // bytes_per_layer)))
+        self.pool = torch.empty(sum(counts), num_layers, 2, num_kv_heads, size, head_dim, dtype=torch.bfloat16,
+                                device="cuda").normal_()
+        ids = torch.randperm(sum(counts)).split(counts)
+        self.meta = AttentionMetadata.from_rows(
+            [cached for cached, _ in problem.rows], [new for _, new in problem.rows], [part.tolist() for part in ids],
+            num_decodes=sum(new == 1 for _, new in problem.rows), tokens_per_block=size, device="cuda")
+        num_tokens = sum(new for _, new in problem.rows)
+        self.q = torch.randn(num_tokens, num_heads, head_dim, device="cuda").bfloat16()
+
+    def measure(self, *, repeats: int = 20, **plan_options: Any) -> float:
+        """Median seconds per layer; the step's plan counts once per step."""
+        def step() -> None:
+            for layer in range(self.pool.shape[1]):
+                attention.attend(self.q, None, self.pool, layer, plan, scale=self.q.shape[-1] ** -0.5)
+
+        def make_plan() -> attention.Plan:
+            return attention.plan(self.meta, self.pool, num_heads=self.problem.heads[0], window=self.problem.window,
+                                  **plan_options)
+
+        plan = make_plan()
+        seconds = graph_seconds(step, repeats)
+        return seconds / self.pool.shape[1]
+
+
+def graph_seconds(step: Callable[[], None], repeats: int) -> float:
+    """Median seconds of one replay of what `step` launches."""
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return statistics.median(times)
+
+
+def run(problem: Problem) -> dict[str, Any]:
+    """One line of the table."""
+    bench = Bench(problem)
+    seconds = bench.measure()
+    rate, limit, unit = (problem.read_bytes / seconds, READ_LIMIT, "TB/s") if problem.is_decode else \
+        (problem.flops / seconds, PRODUCT_LIMIT, "TFLOP/s")
+    record = {"name": problem.name, "us": round(seconds * 1e6, 2), "value": round(rate / 1e12, 3), "unit": unit,
+              "limit": limit / 1e12, "share": round(rate / limit, 3)}
+    print(f"{problem.name:36} {record['us']:10.2f} us {record['value']:9.3f} {unit:8} {record['share']:6.1%}",
+          flush=True)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("decode", "prefill"))
+    parser.add_argument("--output", help="write the JSON there too")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    problems = {"decode": DECODES, "prefill": PREFILLS}
+    records = [run(problem) for kind, group in problems.items() if options.only in (None, kind) for problem in group]
+    print_json({"benchmark": "gpu_attention", "gpu": torch.cuda.get_device_name(), "records": records,
+                "environment": environment()}, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Attention over the paged KV cache on a GPU: rows that decode in one launch, rows of several queries in another.
+
+Nothing here waits for the device or reads a length from it. Decode rows need device tensors alone, so their launches
+can be captured in a CUDA graph and replayed with other lengths and blocks in the same buffers; rows past the real ones
+are padded with length 0 and come out as zeros. Tiles of prompts are cut on the host, from the `_host` lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.attention.triton_decode import WORK_WIDTH, assign_kernel, decode_kernel
+from pelton.kernels.attention.triton_prefill import prefill_kernel
+from pelton.kernels.gpu_features import LARGE_SHARED_BYTES, GpuFeatures, gpu_features
+
+_MAX_PROGRAMS_PER_PROCESSOR = 8
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How the decode kernel is compiled and launched."""
+
+    tile: int
+    """Tokens per step of the online softmax."""
+    num_warps: int
+    num_stages: int
+    """Depth of the pipeline of tiles on their way from memory."""
+    programs_per_processor: int
+    segment_cost: int = 1
+    """What the start and end of one (row, head) cost, in tiles."""
+    min_share: int = 4
+    """Least tiles of a program: below it, adding up the pieces costs more than it saves."""
+    slack: int = 8
+    """How many tiles longer a share may be for every program to serve one (row, head) alone."""
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """How the prefill kernel is compiled."""
+
+    block_m: int
+    """Queries times heads of a group in a program."""
+    tile: int
+    """Keys per step of the online softmax."""
+    num_warps: int
+    num_stages: int
+    use_descriptor: bool
+    """Load tiles by the bulk copy engine (compute capability 9.0)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the kernels are compiled for, besides the window and the soft cap."""
+
+    num_kv_heads: int
+    group: int
+    """Query heads per kv head."""
+    head_dim: int
+    tokens_per_block: int
+    dtype: torch.dtype
+
+    @property
+    def dim_pad(self) -> int:
+        return max(16, triton.next_power_of_2(self.head_dim))
+
+    @property
+    def group_pad(self) -> int:
+        return max(16, triton.next_power_of_2(self.group))
+
+    @classmethod
+    def of(cls, pool: Tensor, num_heads: int) -> Shape:
+        num_kv_heads, tokens_per_block, head_dim = pool.shape[3:]
+        assert num_heads % num_kv_heads == 0
+        return cls(num_kv_heads, num_heads // num_kv_heads, head_dim, tokens_per_block, pool.dtype)
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """Shares of the decode rows, in device buffers that a graph may replay."""
+
+    num_rows: int
+    config: DecodeConfig
+    work: Tensor
+    """[programs, WORK_WIDTH] int32, made by the device."""
+    counters: Tensor
+    """[rows · kv heads] int32."""
+    sums: Tensor
+    """[2 · programs, group, head_dim] float32."""
+    stats: Tensor
+    """[2 · programs, 2, group] float32."""
+
+
+@dataclass(frozen=True)
+class PrefillPlan:
+    """Tiles of the rows with several queries."""
+
+    config: PrefillConfig
+    tiles: Tensor
+    """[tiles, 2] int32: row and first query."""
+    pool_rows: TensorDescriptor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one step's attention runs, for all layers of one window."""
+
+    meta: AttentionMetadata
+    shape: Shape
+    window: int
+    """0 for none."""
+    decode: DecodePlan | None
+    prefill: PrefillPlan | None
+
+
+def workspace_bytes(max_rows: int, *, num_heads: int, num_kv_heads: int, head_dim: int,
+                    device: torch.device | str) -> int:
+    """Bytes that `AttentionMetadata.workspace` must have for steps of up to max_rows decode rows."""
+    group = num_heads // num_kv_heads
+    pieces = 2 * _MAX_PROGRAMS_PER_PROCESSOR * gpu_features(torch.device(device)).num_processors
+    return 4 * (pieces * group * (head_dim + 2) + max_rows * num_kv_heads)
+
+
+def plan(meta: AttentionMetadata, pool: Tensor, *, num_heads: int, window: int | None,
+         decode_config: DecodeConfig | None = None, prefill_config: PrefillConfig | None = None) -> Plan:
+    """As the reference's. Launches one small kernel when rows decode, which shares them out by the lengths on the
+    device; partial sums go to `meta.workspace`, or to memory of its own when there is none."""
+    shape = Shape.of(pool, num_heads)
+    features = gpu_features(pool.device)
+    decode = prefill = None
+    if meta.num_decodes:
+        decode = _plan_decode(meta, shape, window or 0, decode_config or decode_config_for(shape, features))
+    if meta.num_rows > meta.num_decodes:
+        prefill = _plan_prefill(meta, pool, shape, prefill_config or prefill_config_for(shape, features))
+    return Plan(meta, shape, window or 0, decode, prefill)
+
+
+def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale: float,
+           softcap: float | None = None) -> Tensor:
+    """As the reference's; all keys and values are read from the pool. q may be a view with other heads behind each
+    token's, as the rotary op returns it."""
+    num_heads = plan.shape.num_kv_heads * plan.shape.group
+    assert q.stride()[1:] == (plan.shape.head_dim, 1) and q.stride(0) % plan.shape.head_dim == 0
+    out = torch.empty(q.shape[0], num_heads * plan.shape.head_dim, dtype=q.dtype, device=q.device)
+    if plan.decode is not None:
+        _launch_decode(q, pool, out, layer, plan, plan.decode, scale, softcap)
+    if plan.prefill is not None:
+        _launch_prefill(q, pool, out, layer, plan, plan.prefill, scale, softcap)
+    return out
+
+
+def decode_config_for(shape: Shape, features: GpuFeatures) -> DecodeConfig:
+    """The launch for a shape on a device."""
+    tile_bytes = 2 * shape.dim_pad * shape.dtype.itemsize  # of a token's key and value
+    if features.shared_bytes >= LARGE_SHARED_BYTES:
+        tile = max(16, min(64, 32 * 1024 // tile_bytes))
+        return DecodeConfig(tile=tile, num_warps=4, num_stages=3, programs_per_processor=2)
+    tile = max(16, min(64, 16 * 1024 // tile_bytes))
+    return DecodeConfig(tile=tile, num_warps=4, num_stages=3 if tile * tile_bytes <= 16 * 1024 else 2,
+                        programs_per_processor=2)
+
+
+def prefill_config_for(shape: Shape, features: GpuFeatures) -> PrefillConfig:
+    """The launch for a shape on a device."""
+    is_wide = shape.dim_pad > 128
+    if shape.dtype.itemsize > 2:
+        return PrefillConfig(block_m=32, tile=16 if is_wide else 32, num_warps=4, num_stages=1, use_descriptor=False)
+    if features.shared_bytes >= LARGE_SHARED_BYTES:
+        return PrefillConfig(block_m=128, tile=32 if is_wide else 64, num_warps=8, num_stages=3, use_descriptor=False)
+    return PrefillConfig(block_m=64 if is_wide else 128, tile=32, num_warps=4 if is_wide else 8, num_stages=2,
+                         use_descriptor=False)
+
+
+def cut_tiles(query_lens: list[int], seq_lens: list[int], num_decodes: int, queries_per_tile: int) -> np.ndarray:
+    """[tiles, 2] int32 (row, first query) of the rows that do not decode, those with most keys to read first."""
+    lens = np.asarray(query_lens[num_decodes:], dtype=np.int64)
+    prefixes = np.asarray(seq_lens[num_decodes:], dtype=np.int64) - lens
+    counts = -(-lens // queries_per_tile)
+    rows = np.repeat(np.arange(len(lens)), counts)
+    first = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * queries_per_tile
+    order = np.argsort(-(prefixes[rows] + first), kind="stable")
+    return np.stack((rows + num_decodes, first), axis=1)[order].astype(np.int32)
+
+
+def _plan_decode(meta: AttentionMetadata, shape: Shape, window: int, config: DecodeConfig) -> DecodePlan:
+    device, num_rows = meta.seq_lens.device, meta.num_decodes
+    assert config.programs_per_processor <= _MAX_PROGRAMS_PER_PROCESSOR
+    num_programs = config.programs_per_processor * gpu_features(device).num_processors
+    sizes = {"sums": 2 * num_programs * shape.group * shape.head_dim, "stats": 4 * num_programs * shape.group,
+             "counters": num_rows * shape.num_kv_heads}
+    words = sum(sizes.values())
+    workspace = meta.workspace
+    if workspace is None:
+        workspace = torch.empty(4 * words, dtype=torch.uint8, device=device)
+    assert workspace.numel() >= 4 * words, "the workspace is too small: workspace_bytes says how much it takes"
+    parts = workspace[:4 * words].view(torch.float32).split(list(sizes.values()))
+    work = torch.empty(num_programs, WORK_WIDTH, dtype=torch.int32, device=device)
+    decode = DecodePlan(num_rows, config, work, parts[2].view(torch.int32), parts[0], parts[1])
+    assign_kernel[(num_programs,)](
+        meta.seq_lens, work, decode.counters, num_rows, num_programs, config.min_share, config.slack,
+        NUM_KV_HEADS=shape.num_kv_heads, TILE=config.tile, WINDOW=window, SEGMENT_COST=config.segment_cost,
+        num_warps=4)
+    return decode
+
+
+def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape, config: PrefillConfig) -> PrefillPlan:
+    tiles = torch.from_numpy(cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes,
+                                       config.block_m // shape.group))
+    if pool.device.type == "cuda":
+        tiles = tiles.pin_memory().to(pool.device, non_blocking=True)
+    pool_rows = None
+    if config.use_descriptor:
+        pool_rows = TensorDescriptor.from_tensor(pool.view(-1, shape.head_dim), [config.tile, shape.dim_pad])
+    return PrefillPlan(config, tiles, pool_rows)
+
+
+def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, decode: DecodePlan, scale: float,
+                   softcap: float | None) -> None:
+    meta, shape, config = plan.meta, plan.shape, decode.config
+    runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
+    decode_kernel[(decode.work.shape[0],)](
+        q, pool, out, decode.work, meta.seq_lens, meta.block_tables, decode.counters, decode.sums, decode.stats,
+        q.stride(0) // shape.head_dim, meta.block_tables.stride(0), runs_per_block, layer * 2 * shape.num_kv_heads,
+        decode.num_rows, scale, softcap or 0.0,
+        NUM_KV_HEADS=shape.num_kv_heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, HEAD_DIM=shape.head_dim,
+        DIM_PAD=shape.dim_pad, TOKENS_PER_BLOCK=shape.tokens_per_block, TILE=config.tile, WINDOW=plan.window,
+        HAS_SOFTCAP=softcap is not None, SEGMENT_COST=config.segment_cost, STAGES=config.num_stages,
+        num_warps=config.num_warps)
+
+
+def _launch_prefill(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, prefill: PrefillPlan, scale: float,
+                    softcap: float | None) -> None:
+    meta, shape, config = plan.meta, plan.shape, prefill.config
+    runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
+    prefill_kernel[(prefill.tiles.shape[0] * shape.num_kv_heads,)](
+        q, pool, prefill.pool_rows, out, prefill.tiles, meta.query_start, meta.seq_lens, meta.block_tables,
+        q.stride(0) // shape.head_dim, meta.block_tables.stride(0), runs_per_block, layer * 2 * shape.num_kv_heads,
+        scale, softcap or 0.0,
+        NUM_KV_HEADS=shape.num_kv_heads, GROUP=shape.group, HEAD_DIM=shape.head_dim, DIM_PAD=shape.dim_pad,
+        TOKENS_PER_BLOCK=shape.tokens_per_block, BLOCK_M=config.block_m, TILE=config.tile, WINDOW=plan.window,
+        HAS_SOFTCAP=softcap is not None, STAGES=config.num_stages, USE_DESCRIPTOR=config.use_descriptor,
+        num_warps=config.num_warps)

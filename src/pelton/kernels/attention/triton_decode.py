@@ -1,0 +1,249 @@
+"""Decode attention on a GPU: every row has one query; the step's keys are shared out evenly among all programs.
+
+Lengths are known to the device alone, so one small kernel per step (`assign`) lays all (row, kv head, tile of keys) in
+one line and cuts it into equal shares, one per program of a grid that fills the GPU once, as in stream-K (Osama et al.
+2023), or, where that costs little, into shares of one (row, head) each. A long row beside many short ones is thus spread
+over the whole GPU, and nothing depends on the host knowing a length. Where a share ends within a (row, head), its programs leave partial sums in the workspace and the last of them
+to finish adds them up, in the order of the keys: the result does not depend on who was last.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pelton.kernels.attention.triton_pages import LOWEST, accumulate, scores_of, tile_blocks, tile_offsets
+
+WORK_WIDTH = 8
+"""int32 per program: row, kv head, unit within them to begin at, units to do (negated: of this one alone), and the
+row's length; the rest is not used."""
+_ROW_CHUNK = tl.constexpr(1024)
+
+
+@triton.jit
+def _tiles_of(seq_len, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """(first tile a row's query sees, number of tiles); a row of length 0 has one tile, hidden, to write its zeros."""
+    first = seq_len * 0
+    if WINDOW > 0:
+        first = tl.maximum(seq_len - WINDOW, 0) // TILE
+    return first, tl.maximum((seq_len + TILE - 1) // TILE - first, 1)
+
+
+@triton.jit
+def _units_of(num_tiles, share, cost):
+    """Units of one (row, head): its tiles and the cost of its start and end; whole shares where that cost is 0."""
+    return tl.where(cost > 0, num_tiles + cost, (num_tiles + share - 1) // share * share)
+
+
+@triton.jit
+def _whole_share(tiles, num_programs, min_share, limit, NUM_KV_HEADS: tl.constexpr):
+    """The least share with which no program serves more than one (row, head), or `limit` when that is not less.
+
+    tiles: [_ROW_CHUNK], 0 where there is no row.
+    """
+    num_tiles = tl.sum(tiles, 0) * NUM_KV_HEADS
+    low = tl.maximum((num_tiles + num_programs - 1) // num_programs, min_share)
+    low = tl.minimum(low, limit)
+    high = limit
+    while low < high:
+        middle = (low + high) // 2
+        num_taken = tl.sum((tiles + middle - 1) // middle, 0) * NUM_KV_HEADS
+        if num_taken <= num_programs:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@triton.jit(do_not_specialize=["seq_lens", "counters", "num_rows", "num_programs", "min_share", "slack"])
+def assign_kernel(seq_lens, work, counters, num_rows, num_programs, min_share, slack,
+                  NUM_KV_HEADS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SEGMENT_COST: tl.constexpr):
+    """Where each program of `decode_kernel` begins. One program per program.
+
+    A unit is one tile of one (row, head). Where that takes at most `slack` tiles longer, programs get whole shares of a
+    single (row, head), and the share is written as a negative number: starting another costs a round of latencies, and
+    a short (row, head) in one program needs no adding up. Otherwise each (row, head) counts SEGMENT_COST units more for
+    its start and end, and shares run on from one to the next. Zeroes the counters of (row, head) too.
+    """
+    program = tl.program_id(0)
+    lanes = tl.arange(0, _ROW_CHUNK)
+    total = 0
+    for start in range(0, num_rows, _ROW_CHUNK):
+        rows = start + lanes
+        lens = tl.load(seq_lens + rows, mask=rows < num_rows, other=0)
+        _, tiles = _tiles_of(lens, TILE, WINDOW)
+        total += tl.sum(tl.where(rows < num_rows, (tiles + SEGMENT_COST) * NUM_KV_HEADS, 0), 0)
+    share = tl.maximum((total + num_programs - 1) // num_programs, min_share)
+    cost = share * 0 + SEGMENT_COST
+    if (num_rows * NUM_KV_HEADS <= num_programs) & (num_rows <= _ROW_CHUNK):
+        lens = tl.load(seq_lens + lanes, mask=lanes < num_rows, other=0)
+        _, tiles = _tiles_of(lens, TILE, WINDOW)
+        limit = share + slack + 1
+        whole = _whole_share(tl.where(lanes < num_rows, tiles, 0), num_programs, min_share, limit, NUM_KV_HEADS)
+        if whole < limit:
+            share = whole
+            cost = cost * 0
+    begin = program * share
+    row = 0
+    row_begin = 0
+    before = 0
+    for start in range(0, num_rows, _ROW_CHUNK):
+        rows = start + lanes
+        lens = tl.load(seq_lens + rows, mask=rows < num_rows, other=0)
+        _, tiles = _tiles_of(lens, TILE, WINDOW)
+        ends = before + tl.cumsum(tl.where(rows < num_rows, _units_of(tiles, share, cost) * NUM_KV_HEADS, 0), 0)
+        is_past = (ends <= begin) & (rows < num_rows)
+        row += tl.sum(is_past.to(tl.int32), 0)
+        row_begin = tl.maximum(row_begin, tl.max(tl.where(is_past, ends, 0), 0))
+        before = tl.max(ends, 0)
+    entry = work + program * 8
+    seq_len = tl.load(seq_lens + row, mask=row < num_rows, other=0)
+    _, tiles = _tiles_of(seq_len, TILE, WINDOW)
+    units = _units_of(tiles, share, cost)
+    tl.store(entry, row)
+    tl.store(entry + 1, (begin - row_begin) // units)
+    tl.store(entry + 2, (begin - row_begin) % units)
+    tl.store(entry + 3, tl.where(cost > 0, share, -share))
+    tl.store(entry + 4, seq_len)
+    for start in range(program * _ROW_CHUNK, num_rows * NUM_KV_HEADS, num_programs * _ROW_CHUNK):
+        tl.store(counters + start + lanes, 0, mask=start + lanes < num_rows * NUM_KV_HEADS)
+
+
+@triton.jit(do_not_specialize=["work", "seq_lens", "tables", "counters", "heads_per_token", "table_stride",
+                               "runs_per_block", "first_run", "num_rows"])
+def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stats,
+                  heads_per_token, table_stride, runs_per_block, first_run, num_rows, scale, softcap,
+                  NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr,
+                  DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
+                  HAS_SOFTCAP: tl.constexpr, SEGMENT_COST: tl.constexpr, STAGES: tl.constexpr):
+    """One program's share of the step's decode rows.
+
+    Args:
+        q_ptr: [rows, heads_per_token, HEAD_DIM], of which the first NUM_KV_HEADS · GROUP heads are queries.
+        pool: [block, layer, 2, kv_head, token, dim].
+        out: [rows, NUM_KV_HEADS · GROUP · HEAD_DIM].
+        work: [programs, WORK_WIDTH] of `assign_kernel`.
+        counters: [rows · NUM_KV_HEADS] int32 zeros, left as zeros: programs done with a (row, head) that is cut.
+        sums: [2 · programs, GROUP, HEAD_DIM] float32: unscaled sums. Slot 2p + 1 is for the piece that begins its
+            (row, head), slot 2p for one that goes on with it.
+        stats: [2 · programs, 2, GROUP] float32: largest score, sum of weights.
+    """
+    program = tl.program_id(0)
+    row = tl.load(work + program * 8)
+    head = tl.load(work + program * 8 + 1)
+    skipped = tl.load(work + program * 8 + 2)
+    signed_share = tl.load(work + program * 8 + 3)
+    seq_len = tl.load(work + program * 8 + 4)
+    share = tl.abs(signed_share)
+    cost = tl.where(signed_share < 0, 0, SEGMENT_COST)
+    unit = program * share
+    stop = unit + share
+    group = tl.arange(0, GROUP_PAD)
+    dims = tl.arange(0, DIM_PAD)
+    is_query = (group[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+    while (row < num_rows) & (unit < stop):
+        first_tile, num_tiles = _tiles_of(seq_len, TILE, WINDOW)
+        segment = unit - skipped  # where this (row, head) begins on the line of units
+        begin = tl.maximum(skipped - cost, 0)
+        end = tl.minimum(stop - segment - cost, num_tiles)
+        if end > begin:
+            queries = row.to(tl.int64) * heads_per_token + head * GROUP + group
+            q = tl.load(q_ptr + queries[:, None] * HEAD_DIM + dims[None, :], mask=is_query, other=0.0)
+            acc, largest, total = _attend_tiles(
+                q, pool, tables, table_stride, row, seq_len, first_tile + begin, first_tile + end, first_run + head,
+                runs_per_block, scale, softcap, NUM_KV_HEADS, GROUP_PAD, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE,
+                WINDOW, HAS_SOFTCAP, STAGES)
+            if (begin == 0) & (end == num_tiles):
+                _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS, GROUP, HEAD_DIM)
+            else:
+                slot = program * 2 + (begin == 0).to(tl.int32)
+                tl.store(sums + (slot * GROUP + group[:, None]) * HEAD_DIM + dims[None, :], acc, mask=is_query)
+                tl.store(stats + slot * (2 * GROUP) + group, largest, mask=group < GROUP)
+                tl.store(stats + slot * (2 * GROUP) + GROUP + group, total, mask=group < GROUP)
+                first_program = (segment + cost) // share
+                num_pieces = (segment + cost + num_tiles - 1) // share - first_program + 1
+                counter = counters + row * NUM_KV_HEADS + head
+                tl.debug_barrier()  # all threads' sums are written before one thread says so
+                num_done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+                if num_done == num_pieces - 1:
+                    _add_pieces(out, sums, stats, row, head, first_program, num_pieces, NUM_KV_HEADS, GROUP,
+                                HEAD_DIM, DIM_PAD)
+                    tl.store(counter, 0)
+        unit = segment + _units_of(num_tiles, share, cost)
+        skipped = unit * 0
+        head += 1
+        if head == NUM_KV_HEADS:
+            head = head * 0
+            row += 1
+            seq_len = tl.load(seq_lens + row, mask=row < num_rows, other=0)
+
+
+@triton.jit
+def _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+           HEAD_DIM: tl.constexpr):
+    """acc [queries, dims] over the sum of its weights; zeros where nothing was seen."""
+    acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    at = out + (row.to(tl.int64) * NUM_KV_HEADS + head) * (GROUP * HEAD_DIM)
+    mask = (group < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    tl.store(at + group[:, None] * HEAD_DIM + dims[None, :], acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _attend_tiles(q, pool, tables, table_stride, row, seq_len, begin, end, run, runs_per_block, scale, softcap,
+                  NUM_KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+                  TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                  STAGES: tl.constexpr):
+    """q [GROUP_PAD, DIM_PAD] over tiles [begin, end) of a row's keys."""
+    dims = tl.arange(0, DIM_PAD)
+    tokens = tl.arange(0, TILE)
+    acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    largest = tl.full([GROUP_PAD], LOWEST, tl.float32)
+    total = tl.zeros([GROUP_PAD], tl.float32)
+    table = tables + row.to(tl.int64) * table_stride
+    blocks = tile_blocks(table, begin, seq_len, TOKENS_PER_BLOCK, TILE)
+    for tile in tl.range(begin, end, num_stages=STAGES):
+        position = tile * TILE + tokens
+        is_seen = position < seq_len
+        if WINDOW > 0:
+            is_seen = is_seen & (position >= seq_len - WINDOW)
+        # Slots past the end, or before the window, may hold anything, even NaN, which no weight of 0 would mend.
+        mask = is_seen[:, None] & (dims[None, :] < HEAD_DIM)
+        at = pool + tile_offsets(blocks, tile, run, runs_per_block, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE)
+        k = tl.load(at, mask=mask, other=0.0)
+        v = tl.load(at + NUM_KV_HEADS * TOKENS_PER_BLOCK * HEAD_DIM, mask=mask, other=0.0).to(q.dtype)
+        scores = scores_of(q, k, scale, softcap, HAS_SOFTCAP)
+        scores = tl.where(is_seen[None, :], scores, float("-inf"))
+        acc, largest, total = accumulate(scores, v, acc, largest, total)
+        blocks = tile_blocks(table, tile + 1, seq_len, TOKENS_PER_BLOCK, TILE)
+    return acc, largest, total
+
+
+@triton.jit
+def _add_pieces(out, sums, stats, row, head, first_program, num_pieces, NUM_KV_HEADS: tl.constexpr,
+                GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr):
+    """Joins the partial sums of one (row, head) and writes its output; pieces lie with consecutive programs."""
+    NUM_QUERIES: tl.constexpr = triton.next_power_of_2(GROUP)
+    CHUNK: tl.constexpr = max(1, 4096 // (NUM_QUERIES * DIM_PAD))
+    group = tl.arange(0, NUM_QUERIES)
+    dims = tl.arange(0, DIM_PAD)
+    lanes = tl.arange(0, CHUNK)
+    acc = tl.zeros([NUM_QUERIES, DIM_PAD], tl.float32)
+    largest = tl.full([NUM_QUERIES], LOWEST, tl.float32)
+    total = tl.zeros([NUM_QUERIES], tl.float32)
+    for start in range(0, num_pieces, CHUNK):
+        piece = start + lanes
+        slot = (first_program + piece) * 2 + (piece == 0).to(tl.int32)
+        is_there = (piece < num_pieces)[:, None] & (group < GROUP)[None, :]
+        at = slot[:, None] * (2 * GROUP) + group[None, :]
+        piece_largest = tl.load(stats + at, mask=is_there, other=LOWEST)  # [CHUNK, NUM_QUERIES]
+        piece_total = tl.load(stats + GROUP + at, mask=is_there, other=0.0)
+        at = (slot[:, None, None] * GROUP + group[None, :, None]) * HEAD_DIM + dims[None, None, :]
+        is_sum = is_there[:, :, None] & (dims < HEAD_DIM)[None, None, :]
+        piece_acc = tl.load(sums + at, mask=is_sum, other=0.0)
+        new_largest = tl.maximum(largest, tl.max(piece_largest, 0))
+        shrink = tl.exp2(largest - new_largest)
+        weight = tl.exp2(piece_largest - new_largest[None, :])
+        total = total * shrink + tl.sum(piece_total * weight, 0)
+        acc = acc * shrink[:, None] + tl.sum(piece_acc * weight[:, :, None], 0)
+        largest = new_largest
+    _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS, GROUP, HEAD_DIM)

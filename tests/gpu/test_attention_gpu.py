@@ -1,0 +1,142 @@
+"""Attention and rotary kernels on a real GPU: lengths, batches and graphs that an interpreter is too slow for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.attention import TOLERANCE, Case, relative_error
+
+from pelton.kernels.attention import reference
+from pelton.kernels.attention import triton as attention
+from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.rotary import reference as rotary_reference
+from pelton.kernels.rotary import triton as rotary
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+LLAMA = (32, 8, 128)
+MIXES = {
+    "decodes": [(n, 1) for n in (0, 1, 15, 16, 63, 64, 127, 128, 1000, 2047)],
+    "prompts": [(0, 5), (0, 130), (64, 64), (1000, 257), (3, 700)],
+    "mixed": [(3000, 1), (0, 1), (77, 1), (0, 129), (2000, 65)],
+}
+
+
+def check(case: Case, **options) -> None:
+    want = case.reference(**options)
+    poison(case)
+    got = case.run(attention, **options)
+    error = relative_error(got, want)
+    assert error <= TOLERANCE[case.q.dtype], error
+
+
+def poison(case: Case) -> None:
+    """Leaves NaN in the freed memory that the next output will be made of."""
+    torch.full(case.q.shape, float("nan"), dtype=case.q.dtype, device="cuda")
+
+
+@pytest.mark.parametrize("rows", MIXES.values(), ids=list(MIXES))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (100, None), (None, 30.0), (1, 30.0)])
+def test_matches_reference(rows, dtype, window, softcap):
+    check(Case(rows, heads=LLAMA, tokens_per_block=64, dtype=dtype, device="cuda"), window=window, softcap=softcap)
+
+
+@pytest.mark.parametrize("tokens_per_block", [16, 32, 64, 128])
+@pytest.mark.parametrize("heads", [(28, 4, 128), (32, 32, 96), (16, 8, 256), (16, 1, 64), (8, 2, 80)], ids=str)
+def test_head_layouts(heads, tokens_per_block):
+    check(Case(MIXES["mixed"], heads=heads, tokens_per_block=tokens_per_block, dtype=torch.bfloat16, device="cuda"))
+
+
+@pytest.mark.parametrize("rows", [
+    [(131_071, 1)],
+    [(131_071, 1)] + [(8 * n, 1) for n in range(63)],
+    [(50 * n % 3000, 1) for n in range(300)],
+    [(1, 1)] * 1100,
+    [(100_000, 1), (5, 1), (130_000, 70)],
+], ids=["131,072 tokens", "one long row", "300 rows", "1,100 rows", "chunk at 130,000"])
+def test_long_and_many(rows):
+    check(Case(rows, heads=(8, 2, 128), tokens_per_block=64, dtype=torch.bfloat16, num_layers=1, layer=0,
+               device="cuda"))
+
+
+def test_repeats_are_bitwise_equal():
+    """Whichever program finishes last adds up the pieces: in the order of the keys, so the bits stay."""
+    case = Case([(n, 1) for n in (9000, 3, 700, 20_000, 64)], heads=LLAMA, tokens_per_block=64,
+                dtype=torch.bfloat16, num_layers=1, layer=0, device="cuda")
+    want = case.run(attention)
+    for _ in range(100):
+        assert case.run(attention).equal(want)
+
+
+def test_graph_follows_its_buffers():
+    """Lengths, blocks and slots change between replays of one graph; rows past the real ones come out as zeros."""
+    heads, size, num_blocks = (8, 2, 128), 64, 400
+    pool = torch.randn(num_blocks, 2, 2, heads[1], size, heads[2], device="cuda").bfloat16()
+    qkv = torch.zeros(8, (heads[0] + 2 * heads[1]) * heads[2], device="cuda", dtype=torch.bfloat16)
+    workspace = torch.empty(attention.workspace_bytes(8, num_heads=8, num_kv_heads=2, head_dim=128, device="cuda"),
+                            dtype=torch.uint8, device="cuda")
+    meta = AttentionMetadata.decodes(
+        torch.arange(9, dtype=torch.int32, device="cuda"), torch.zeros(8, dtype=torch.int32, device="cuda"),
+        torch.zeros(8, 128, dtype=torch.int32, device="cuda"),
+        torch.full((8,), -1, dtype=torch.int64, device="cuda"), workspace=workspace)
+    cos, sin = torch.randn(2, 8, 64, device="cuda")
+
+    def step():
+        angles = rotary.prepare_angles(cos, sin)
+        q, kv = rotary.rotate_and_store(qkv.clone(), angles, pool, 1, meta, num_heads=8)
+        plan = attention.plan(meta, pool, num_heads=8, window=None)
+        return q, attention.attend(q, kv, pool, 1, plan, scale=128**-0.5)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        q, out = step()
+    for lens in ([1, 5, 8000], [64] * 8, [8192, 1], [], [3, 70, 65, 129, 4000, 17, 1]):
+        free = torch.randperm(num_blocks).tolist()
+        tables = [[free.pop() for _ in range(-(-n // size))] for n in lens]
+        wanted = AttentionMetadata.from_rows([n - 1 for n in lens], [1] * len(lens), tables, num_decodes=len(lens),
+                                             tokens_per_block=size, device="cuda") if lens else None
+        before = pool.clone()
+        qkv.copy_(torch.randn(qkv.shape))
+        meta.seq_lens.zero_()
+        meta.slot_mapping.fill_(-1)
+        if wanted:
+            meta.seq_lens[:len(lens)] = wanted.seq_lens
+            meta.slot_mapping[:len(lens)] = wanted.slot_mapping
+            meta.block_tables[:len(lens), :wanted.block_tables.shape[1]] = wanted.block_tables
+        out.fill_(float("nan"))
+        graph.replay()
+        assert (out[len(lens):] == 0).all()
+        if not lens:
+            assert pool.equal(before)
+            continue
+        want_q, kv = rotary_reference.rotate_and_store(
+            qkv[:len(lens)], (cos[:len(lens)], sin[:len(lens)]), before, 1, wanted, num_heads=8)
+        assert relative_error(q[:len(lens)], want_q) < 1e-2
+        assert relative_error(pool, before) < 1e-2
+        plan = reference.plan(wanted, before, num_heads=8, window=None)
+        want = reference.attend(want_q, kv, before, 1, plan, scale=128**-0.5)
+        assert relative_error(out[:len(lens)], want) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("head_norm", [False, True])
+@pytest.mark.parametrize(("heads", "rotary_dim"), [(LLAMA, 128), ((28, 4, 128), 128), ((32, 32, 96), 72),
+                                                   ((16, 8, 256), 64), ((3, 1, 80), 80)], ids=str)
+def test_rotary(heads, rotary_dim, head_norm, dtype):
+    num_heads, num_kv_heads, head_dim = heads
+    case = Case([(70, 1), (5, 1), (0, 300)], heads=heads, tokens_per_block=32, dtype=dtype, device="cuda")
+    qkv = torch.randn(302, (num_heads + 2 * num_kv_heads) * head_dim, device="cuda").to(dtype)
+    cos, sin = torch.randn(2, 302, rotary_dim // 2, device="cuda")
+    norms = torch.rand(2, head_dim, device="cuda") + 0.5
+    options = {"q_norm": norms[0], "k_norm": norms[1]} if head_norm else {}
+    results = []
+    for module in (rotary_reference, rotary):
+        pool = case.pool.nan_to_num(7.0)
+        angles = module.prepare_angles(cos, sin)
+        q, kv = module.rotate_and_store(qkv.clone(), angles, pool, 1, case.meta, num_heads=num_heads, **options)
+        results.append((q, kv, pool))
+    for got, want in zip(results[1], results[0], strict=True):
+        assert got.shape == want.shape
+        assert relative_error(got, want) <= TOLERANCE[dtype]

@@ -1,0 +1,153 @@
+"""The GPU's attention and rotary kernels against the reference: interpreted on a CPU, compiled where there is a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers.attention import TOLERANCE, Case, relative_error
+from helpers.triton_interpret import DEVICE
+
+from pelton.kernels.attention import triton as attention
+from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.attention.triton import DecodeConfig, PrefillConfig
+from pelton.kernels.rotary import reference as rotary_reference
+from pelton.kernels.rotary import triton as rotary
+
+DECODE = DecodeConfig(tile=32, num_warps=4, num_stages=2, programs_per_processor=2, min_share=1)
+PREFILL = PrefillConfig(block_m=32, tile=32, num_warps=4, num_stages=2, use_descriptor=False)
+MIXES = {
+    "first token": [(0, 1)],
+    "decodes": [(5, 1), (31, 1), (32, 1), (130, 1)],
+    "long beside short": [(3, 1), (700, 1), (0, 1), (17, 1)],
+    "prompts": [(0, 7), (0, 64), (40, 33)],
+    "mixed": [(3, 1), (170, 1), (0, 33), (20, 50)],
+}
+
+
+def check(case: Case, **options) -> None:
+    options = {"decode_config": DECODE, "prefill_config": PREFILL} | options
+    want, got = case.reference(**options), case.run(attention, **options)
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype == case.q.dtype
+    assert relative_error(got, want) <= TOLERANCE[case.q.dtype]
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("rows", MIXES.values(), ids=list(MIXES))
+def test_matches_reference(rows, window):
+    check(Case(rows, device=DEVICE), window=window)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types(dtype):
+    check(Case(MIXES["mixed"], dtype=dtype, device=DEVICE))
+
+
+@pytest.mark.parametrize("heads", [(4, 4, 64), (7, 1, 96), (16, 1, 80), (4, 2, 128)], ids=str)
+def test_head_layouts(heads):
+    check(Case([(50, 1), (20, 1), (3, 40)], heads=heads, device=DEVICE))
+
+
+@pytest.mark.parametrize("tokens_per_block", [16, 32, 64, 128])
+def test_blocks_smaller_and_larger_than_a_tile(tokens_per_block):
+    check(Case(MIXES["mixed"], tokens_per_block=tokens_per_block, device=DEVICE), window=40)
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_softcap(window):
+    check(Case(MIXES["mixed"], spread=2.0, device=DEVICE), window=window, softcap=5.0)
+
+
+@pytest.mark.parametrize("window", [1, 16, 33])
+def test_window_reads_no_older_blocks(window):
+    """Blocks that have left the window may hold anything: here NaN, which would spoil the sums."""
+    case = Case([(200, 1), (150, 20)], device=DEVICE)
+    want = case.reference(window=window)
+    for table, first in zip(case.meta.block_tables_host, (201 - window, 151 - window), strict=True):
+        case.pool[table[:first // 16]] = float("nan")
+    got = case.run(attention, window=window, decode_config=DECODE, prefill_config=PREFILL)
+    assert relative_error(got, want) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("segment_cost", [1, 3])
+@pytest.mark.parametrize("min_share", [1, 5])
+@pytest.mark.parametrize("programs_per_processor", [1, 4])
+@pytest.mark.parametrize("slack", [0, 20])
+def test_shares_of_any_size(segment_cost, min_share, programs_per_processor, slack):
+    """However the line of tiles is cut, every piece is counted once."""
+    config = dataclasses.replace(DECODE, tile=16, segment_cost=segment_cost, min_share=min_share,
+                                 programs_per_processor=programs_per_processor, slack=slack)
+    check(Case([(n, 1) for n in (100, 0, 15, 260, 31)], heads=(4, 2, 16), device=DEVICE), decode_config=config)
+
+
+def test_the_workspace_is_shared_and_left_clean():
+    """One buffer, full of leftovers, serves steps of other sizes one after another."""
+    num_bytes = attention.workspace_bytes(8, num_heads=6, num_kv_heads=2, head_dim=32, device=DEVICE)
+    workspace = torch.full((num_bytes,), 0xFF, dtype=torch.uint8, device=DEVICE)
+    for rows in ([(300, 1)] * 3, [(90, 1)] * 8, [(500, 1)]):
+        case = Case(rows, device=DEVICE)
+        case.meta.workspace = workspace
+        plan = attention.plan(case.meta, case.pool, num_heads=6, window=None, decode_config=DECODE)
+        want = case.reference()
+        for _ in range(2):
+            got = attention.attend(case.q, case.kv, case.pool, case.layer, plan, scale=32**-0.5)
+            assert relative_error(got, want) <= TOLERANCE[torch.float32]
+        assert (plan.decode.counters == 0).all()
+        assert workspace.data_ptr() <= plan.decode.sums.data_ptr() < workspace.data_ptr() + num_bytes
+
+
+def test_rows_that_pad_a_graph_come_out_as_zeros():
+    case = Case([(40, 1), (7, 1), (0, 1)], device=DEVICE)
+    lens = torch.tensor([41, 0, 1, 0, 0], dtype=torch.int32, device=DEVICE)
+    tables = torch.zeros(5, 3, dtype=torch.int32, device=DEVICE)
+    tables[0], tables[2, 0] = case.meta.block_tables[0], case.meta.block_tables[2, 0]
+    meta = AttentionMetadata.decodes(torch.arange(6, dtype=torch.int32, device=DEVICE), lens, tables,
+                                     torch.full((5,), -1, device=DEVICE))
+    q = torch.full((5, 6, 32), float("nan"), device=DEVICE)
+    q[[0, 2]] = case.q[[0, 2]]
+    plan = attention.plan(meta, case.pool, num_heads=6, window=None, decode_config=DECODE)
+    got = attention.attend(q, None, case.pool, case.layer, plan, scale=32**-0.5)
+    assert (got[[1, 3, 4]] == 0).all()
+    assert relative_error(got[[0, 2]], case.reference()[[0, 2]]) <= TOLERANCE[torch.float32]
+
+
+def test_tiles_cover_every_query_once_most_keys_first():
+    tiles = attention.cut_tiles([1, 1, 50, 7, 33], [9, 3, 60, 7, 1033], 2, 16)
+    covered = sorted((row, query) for row, first in tiles.tolist() for query in range(first, first + 16))
+    wanted = {(2, 50), (3, 7), (4, 33)}
+    assert [pair for pair in covered if pair[1] < dict(wanted)[pair[0]]] == \
+        [(row, query) for row, count in sorted(wanted) for query in range(count)]
+    num_keys = [{2: 10, 3: 0, 4: 1000}[row] + first for row, first in tiles.tolist()]
+    assert num_keys == sorted(num_keys, reverse=True)
+    assert tiles.dtype == np.int32
+
+
+@pytest.mark.parametrize("head_norm", [False, True])
+@pytest.mark.parametrize(("heads", "rotary_dim"), [((6, 2, 32), 32), ((3, 1, 48), 24), ((4, 4, 80), 80)], ids=str)
+def test_rotary(heads, rotary_dim, head_norm):
+    num_heads, num_kv_heads, head_dim = heads
+    case = Case([(20, 1), (5, 1), (3, 9)], heads=heads, device=DEVICE)
+    qkv = torch.randn(11, (num_heads + 2 * num_kv_heads) * head_dim, device=DEVICE)
+    cos, sin = torch.randn(2, 11, rotary_dim // 2, device=DEVICE)
+    norms = torch.rand(2, head_dim, device=DEVICE) + 0.5
+    options = {"q_norm": norms[0], "k_norm": norms[1]} if head_norm else {}
+    results = []
+    for module in (rotary_reference, rotary):
+        pool = case.pool.nan_to_num(7.0)
+        angles = module.prepare_angles(cos, sin)
+        q, kv = module.rotate_and_store(qkv.clone(), angles, pool, 1, case.meta, num_heads=num_heads, **options)
+        results.append((q, kv, pool))
+    for got, want in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_leaves_the_pool_alone_for_padding_tokens():
+    case = Case([(20, 1), (5, 1)], device=DEVICE)
+    case.meta.slot_mapping[:] = -1
+    before = case.pool.clone()
+    rotary.rotate_and_store(torch.randn(2, 10 * 32, device=DEVICE), tuple(torch.randn(2, 2, 16, device=DEVICE)),
+                            case.pool, 1, case.meta, num_heads=6)
+    torch.testing.assert_close(case.pool, before, equal_nan=True, rtol=0, atol=0)
