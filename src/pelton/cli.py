@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from pelton.errors import PeltonError
+from pelton.errors import PeltonError, missing_part
 
 Command = Callable[[list[str]], int]
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line per error: the list of all options is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists the options)\n")
+
+
 def _parser(name: str, about: str) -> argparse.ArgumentParser:
-    width = min(110, int(os.environ.get("COLUMNS", "100")))
-    return argparse.ArgumentParser(prog=f"pelton {name}", description=about, allow_abbrev=False,
-                                   formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 30, width))
+    width = min(110, shutil.get_terminal_size((100, 24)).columns)
+    return _Parser(prog=f"pelton {name}", description=about, allow_abbrev=False,
+                   formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 30, width))
 
 
 def _options(cls: type, name: str, about: str, argv: list[str], *positional: str) -> Any:
@@ -85,7 +93,7 @@ def serve(argv: list[str]) -> int:
     from pelton.config import BuildConfig, ExecutorConfig, ServeConfig
     from pelton.engine.options import resolve_engine
     from pelton.options import add_options, given_options, read_options
-    from pelton.server.launch import run_serve
+    from pelton.server.launch import bind, run_serve
 
     parser = _parser("serve", serve.__doc__)
     parser.add_argument("model", metavar="MODEL|ENGINE", nargs="?", default="pelton-tiny",
@@ -93,7 +101,8 @@ def serve(argv: list[str]) -> int:
     add_options(parser, ServeConfig, BuildConfig, ExecutorConfig)
     args = parser.parse_args(argv)
     serve_config = read_options(ServeConfig, args)
-    engine_dir, run = resolve_engine(args.model, given_options((BuildConfig, ExecutorConfig), args))
+    bind(serve_config.host, serve_config.port).close()  # a taken port is told before the model is fetched and built
+    engine_dir, run = resolve_engine(args.model, given_options((BuildConfig, ExecutorConfig), args), in_child=True)
     return run_serve(engine_dir, serve_config, run, model_name=serve_config.served_model_name or args.model)
 
 
@@ -173,19 +182,26 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _subcommand("", COMMANDS, argv)
     except PeltonError as error:
-        print(f"pelton: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "safetensors", "triton", "xgrammar", "numpy"):
+        missing = missing_part(error)
+        if missing is None:
             raise
-        print(f"pelton: error: this command needs {error.name}; install the engine with pip install 'pelton[engine]'",
-              file=sys.stderr)
-        return 1
+        return _fail(str(missing))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file the user named; what has no name is a defect and keeps its traceback
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+
+
+def _fail(text: str) -> int:
+    print(f"pelton: error: {' '.join(text.split())}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

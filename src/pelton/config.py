@@ -11,12 +11,13 @@ import functools
 import inspect
 import itertools
 import textwrap
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from pelton.errors import ConfigError
+from pelton.errors import ConfigError, located
 
 T = TypeVar("T")
 
@@ -289,7 +290,21 @@ def from_dict(cls: type[T], data: dict[str, Any], *, where: str = "") -> T:
     try:
         return msgspec.convert(data, cls)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{prefix}{error}") from None
+        raise ConfigError(prefix + _explain(cls, error)) from None
+
+
+def _explain(cls: type, error: msgspec.ValidationError) -> str:
+    """The error with the field's name first, and what it may be where that is a short list."""
+    path, text = located(error)
+    if not path or not text.startswith(("Expected", "Invalid")):  # the classes' own checks name the field
+        return text
+    hint: Any = cls
+    for name in path.split("."):
+        hint = typing.get_type_hints(hint).get(name.partition("[")[0]) if dataclasses.is_dataclass(hint) else None
+    members = [hint, *typing.get_args(hint)]
+    choices = [str(choice) for member in members if typing.get_origin(member) is Literal
+               for choice in typing.get_args(member)]
+    return f"{path}: {text}" + (f"; it can be {', '.join(dict.fromkeys(choices))}" if choices else "")
 
 
 def _refuse_unknown(cls: type, data: dict[str, Any], prefix: str, path: str) -> None:

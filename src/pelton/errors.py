@@ -7,8 +7,14 @@
     ├── EngineError          an engine directory that is refused: damaged, another format, another GPU
     ├── CapacityError        it does not fit: memory, blocks, queue
     ├── EngineDeadError      the engine process is gone
+    ├── MissingPartError     a library that the engine needs is not installed
     └── ServerError          somebody's HTTP server could not be used (bench, evaluate)
 """
+
+from __future__ import annotations
+
+ENGINE_PARTS = ("torch", "safetensors", "triton", "xgrammar", "numpy")
+"""What `pip install 'pelton[engine]'` adds."""
 
 
 class PeltonError(Exception):
@@ -52,5 +58,30 @@ class EngineDeadError(PeltonError):
     """The engine process ended while requests were waiting for it."""
 
 
+class MissingPartError(PeltonError):
+    """A library that comes with `pip install 'pelton[engine]'` is not there."""
+
+
 class ServerError(PeltonError):
     """A server under measurement could not be reached or answered unusably."""
+
+
+def missing_part(error: ModuleNotFoundError) -> MissingPartError | None:
+    """A failed import as an error with its mend; None if the module is none that an install may leave out."""
+    name = (error.name or "").partition(".")[0]
+    if name not in ENGINE_PARTS:
+        return None
+    return MissingPartError(f"this needs {name}, which is not installed; get it with pip install 'pelton[engine]'")
+
+
+def error_of_kind(kind: str | None, message: str, default: type[PeltonError] = PeltonError) -> PeltonError:
+    """An error that came from another thread or process as its class's name and text; `default` if not one of ours."""
+    cls = globals().get(kind or "")
+    is_ours = isinstance(cls, type) and issubclass(cls, PeltonError)
+    return cls(message) if is_ours else default(message)
+
+
+def located(error: Exception) -> tuple[str, str]:
+    """A msgspec error as (the field's path, what is wrong with it); the path is empty for the whole."""
+    text, _, path = str(error).partition(" - at `$")
+    return path[:-1].removeprefix("."), text

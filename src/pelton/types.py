@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
+import operator
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -24,6 +27,16 @@ _request_numbers = itertools.count()
 def _check(ok: bool, param: str, value: object, want: str) -> None:
     if not ok:
         raise RequestError(f"{param} must be {want}, got {value!r}", param=param)
+
+
+def _are_ids(values: Iterable[object]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+_FLOATS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_INTS = ("n", "top_k", "min_tokens", "seed", "max_tokens", "logprobs", "prompt_logprobs")
+_LISTS = ("stop", "bad_words", "stop_token_ids", "bad_words_token_ids")
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -71,11 +84,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        finite = (self.temperature, self.top_p, self.min_p, self.presence_penalty, self.frequency_penalty,
-                  self.repetition_penalty)
-        names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-        for name, value in zip(names, finite, strict=True):
-            _check(math.isfinite(value), name, value, "a finite number")
+        self._check_types()
         _check(1 <= self.n <= 128, "n", self.n, "between 1 and 128")
         _check(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "between 0 and 100")
         _check(-1 <= self.top_k < 2**31, "top_k", self.top_k, "0 or -1 (keep all) or a positive count")
@@ -85,23 +94,51 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", self.frequency_penalty, "between -2 and 2")
         _check(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", self.repetition_penalty,
                "above 0 and at most 100")
-        for token, bias in (self.logit_bias or {}).items():
-            _check(token >= 0, "logit_bias", token, "keyed by token ids of 0 or more")
+        for bias in (self.logit_bias or {}).values():
             _check(-100.0 <= bias <= 100.0, "logit_bias", bias, "between -100 and 100")
         if self.seed is not None:
             _check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
-        _check(all(self.stop), "stop", self.stop, "a list of non-empty strings")
-        _check(all(self.bad_words), "bad_words", self.bad_words, "a list of non-empty strings")
-        _check(all(self.bad_words_token_ids), "bad_words_token_ids", self.bad_words_token_ids, "non-empty lists")
-        _check(all(t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "0 or more each")
+        _check(self.detokenize or not self.stop, "stop", self.stop, "empty with detokenize=False, as it matches text")
         if self.max_tokens is not None:
             _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
             _check(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
                    f"at most max_tokens ({self.max_tokens})")
-        _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "0 or more")
+        _check(0 <= self.min_tokens < 2**31, "min_tokens", self.min_tokens, "0 or more and below 2**31")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= MAX_LOGPROBS, name, value, f"between 0 and {MAX_LOGPROBS}")
+
+    def _check_types(self) -> None:
+        """Python's constructor takes anything: numbers and lists of other libraries become plain ones."""
+        for name in _FLOATS:
+            value = getattr(self, name)
+            if type(value) is not float and type(value) is not int:
+                _check(isinstance(value, numbers.Real) and value is not True and value is not False, name, value,
+                       "a number")
+                self._set(name, float(value))
+            _check(math.isfinite(value), name, value, "a finite number")
+        for name in _INTS:
+            value = getattr(self, name)
+            if type(value) is not int and (value is not None or name not in _OPTIONAL):
+                _check(hasattr(value, "__index__") and not isinstance(value, bool), name, value, "an integer")
+                self._set(name, operator.index(value))
+        for name in _LISTS:
+            value = getattr(self, name)
+            if type(value) is not tuple:
+                _check(isinstance(value, (str, list)), name, value, "a list")
+                self._set(name, (value,) if isinstance(value, str) else tuple(value))
+        for name in ("stop", "bad_words"):
+            value = getattr(self, name)
+            _check(all(isinstance(text, str) and text for text in value), name, value, "a list of non-empty strings")
+        _check(_are_ids(self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "a list of token ids")
+        words, bias = self.bad_words_token_ids, self.logit_bias
+        _check(all(isinstance(ids, (list, tuple)) and ids and _are_ids(ids) for ids in words), "bad_words_token_ids",
+               words, "a list of non-empty lists of token ids")
+        is_bias = isinstance(bias, dict) and _are_ids(bias) and all(type(b) in (int, float) for b in bias.values())
+        _check(bias is None or is_bias, "logit_bias", bias, "numbers keyed by token ids")
+
+    def _set(self, name: str, value: object) -> None:
+        msgspec.structs.force_setattr(self, name, value)
 
     @property
     def is_greedy(self) -> bool:
@@ -137,6 +174,7 @@ class Request(msgspec.Struct):
             self.request_id = f"r{next(_request_numbers)}"
         if not self.arrival_time:
             self.arrival_time = time.monotonic()
+        _check(math.isfinite(self.arrival_time), "arrival_time", self.arrival_time, "a finite number of seconds")
         if self.max_new_tokens is not None:
             self.sampling_params = msgspec.structs.replace(self.sampling_params, max_tokens=self.max_new_tokens)
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from pelton.hashing import digest
 from pelton.manifest import (
     FORMAT_VERSION,
     WEIGHTS_PREFIX,
+    Manifest,
     check_gpu,
     check_options,
     check_sizes,
@@ -52,7 +53,7 @@ def cache_root() -> Path:
 
 def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: ParallelConfig | None = None,
                   revision: str | None = None, device: Literal["cpu", "cuda"] = "cpu",
-                  show_progress: bool = True) -> Path:
+                  show_progress: bool = True, builder: Callable[..., Manifest] | None = None) -> Path:
     """The engine directory of a model, built into the cache when it is not there yet.
 
     An engine directory is returned as it is once its manifest, its GPU, the options asked for, its files' sizes and the
@@ -63,6 +64,7 @@ def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: Pa
         model: a hub id, a checkpoint directory, an output of `pelton convert`, an engine directory, or "pelton-tiny".
         config: what to build; options left at their defaults fit any engine directory.
         show_progress: whether people see on stderr what is being done.
+        builder: what builds; none: `build`. `build_in_child` keeps torch out of this process.
 
     Raises:
         EngineError: an engine directory is refused. CheckpointError: the model is.
@@ -88,8 +90,9 @@ def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: Pa
                      f"building the engine of {model} into {engine_dir}"
             _say(reason, is_shown=show_progress)
             _remove_remains(engine_dir)
-            manifest = build(model_dir, engine_dir, config, parallel=parallel, device=device, revision=revision,
-                             source_name=absolute_source(model), show_progress=show_progress, remedy=_REMEDY)
+            manifest = (builder or build)(
+                model_dir, engine_dir, config, parallel=parallel, device=device, revision=revision,
+                source_name=absolute_source(model), show_progress=show_progress, remedy=_REMEDY)
             for name, entry in manifest.files.items():
                 hashes.record(engine_dir / name, entry_digest(entry))
         hashes.save()

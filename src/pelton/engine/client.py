@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,12 +16,15 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from pelton import errors
 from pelton.config import ExecutorConfig, to_dict
 from pelton.engine import messages
-from pelton.engine.messages import Ready, Stats
-from pelton.errors import EngineDeadError, PeltonError, RequestError
+from pelton.engine.messages import Ready, Stats, checked_request
+from pelton.errors import EngineDeadError, RequestError, error_of_kind
 from pelton.types import Output, Request
+
+LAST_WORDS_S = 0.5
+"""How long a message may take that was sent just before the process ended."""
+SHUTDOWN_S = 10.0
 
 
 class EngineClient:
@@ -36,6 +41,7 @@ class EngineClient:
         self._open: dict[str, set[int]] = {}  # request id -> completions whose end is not known here
         self._stats_waiters: list[asyncio.Future[Stats]] = []
         self._failure: str | None = None
+        self._has_failed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.ready: Ready
 
@@ -45,18 +51,24 @@ class EngineClient:
 
         Raises:
             EngineError, ConfigError, CapacityError: as the engine found on loading; EngineDeadError: it just died.
+            MissingPartError: torch is not installed.
         """
-        folder = tempfile.mkdtemp(prefix="pelton-")  # private to this user; a Unix path must stay under 108 bytes
-        address = f"ipc://{folder}/engine"
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pelton.engine.process", "--engine", str(engine_dir), "--address", address,
-            "--config", json.dumps(to_dict(config)), stdin=asyncio.subprocess.PIPE)
-        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
-            socket.setsockopt(option, 0)
-        socket.connect(address)
-        client = cls(process, socket, folder)
+        folder = _private_folder()
         try:
+            address = f"ipc://{folder}/engine"
+            # -P: files of the working directory are no modules. A session of its own: Ctrl-C is for the server alone.
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "pelton.engine.process", "--engine", str(engine_dir), "--address", address,
+                "--config", json.dumps(to_dict(config)), stdin=asyncio.subprocess.PIPE, start_new_session=True)
+            socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+            for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+                socket.setsockopt(option, 0)
+            client = cls(process, socket, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        try:
+            socket.connect(address)
             client.ready = await client._wait_ready()
         except BaseException:
             await client._tear_down()
@@ -72,7 +84,7 @@ class EngineClient:
         """Runs a request; yields its news until all n completions have ended. Closing the iterator cancels it.
 
         Raises:
-            RequestError: its id is in use. EngineDeadError: the process ended.
+            RequestError: its id is in use, or a field is of the wrong type. EngineDeadError: the process ended.
         """
         self._check_alive()
         request_id = request.request_id
@@ -82,7 +94,7 @@ class EngineClient:
         still_open = set(range(request.sampling_params.n))
         self._queues[request_id], self._open[request_id] = news, still_open
         try:
-            await self._send(messages.Add(request))
+            await self._send(messages.Add(checked_request(request)))
             while still_open:
                 output = await news.get()
                 if output is None:
@@ -104,7 +116,8 @@ class EngineClient:
         if still_open is not None and index in still_open:
             still_open.discard(index)
             self._queues[request_id].put_nowait(None)
-            await self._send(messages.Finish(request_id, index, num_tokens))
+            if self._failure is None:
+                await self._socket.send(messages.encode(messages.Finish(request_id, index, num_tokens)))
 
     async def stats(self) -> Stats:
         """The engine's state at one moment between two steps."""
@@ -115,19 +128,21 @@ class EngineClient:
         return await waiter
 
     async def shutdown(self) -> None:
-        """Asks the process to end and waits for it; kills it after ten seconds."""
-        if self._failure is None:
-            self._failure = "it was shut down"
-            with contextlib.suppress(zmq.ZMQError):
-                await self._socket.send(messages.encode(messages.Shutdown()))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), 10)
-        self._wake_all()
-        await self._tear_down()
+        """Asks the process to end and waits for it; kills it after ten seconds. May be called twice."""
+        try:
+            if self._failure is None:
+                self._failure = "it was shut down"
+                with contextlib.suppress(zmq.ZMQError):
+                    await self._socket.send(messages.encode(messages.Shutdown()))
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), SHUTDOWN_S)
+        finally:
+            self._wake_all()
+            await self._tear_down()
 
     def _check_alive(self) -> None:
         if self._failure is not None:
-            raise EngineDeadError(f"the engine process has ended: {self._failure}")
+            raise self._death()
 
     async def _send(self, message: messages.ToEngine) -> None:
         self._check_alive()
@@ -137,45 +152,53 @@ class EngineClient:
         await self._socket.send(messages.encode(messages.GetStats()))  # tells the engine who is asking
         receive = asyncio.ensure_future(self._socket.recv())
         ended = asyncio.ensure_future(self._process.wait())
-        await asyncio.wait({receive, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not receive.done():  # its last words may still be on the way
-            await asyncio.wait({receive}, timeout=0.5)
-        ended.cancel()
-        if not receive.done():
+        try:
+            await asyncio.wait({receive, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({receive}, timeout=LAST_WORDS_S)  # they may still be on the way
+            if not receive.done():
+                raise EngineDeadError(f"the engine process {_fate(ended.result())} while loading; "
+                                      "what it said is above")
+            message = messages.decode_from_engine(receive.result())
+        finally:
             receive.cancel()
-            raise EngineDeadError(f"the engine process ended with code {self._process.returncode} while loading; "
-                                  "its own messages are above")
-        message = messages.decode_from_engine(receive.result())
+            ended.cancel()
         if isinstance(message, messages.Failed):
-            kind = getattr(errors, message.kind, EngineDeadError)
-            raise kind(message.message) if issubclass(kind, PeltonError) else EngineDeadError(message.message)
+            raise error_of_kind(message.kind, message.message, EngineDeadError)
         assert isinstance(message, Ready)
         return message
 
     async def _receive(self) -> None:
-        while True:
-            message = messages.decode_from_engine(await self._socket.recv())
-            match message:
-                case messages.Outputs(outputs):
-                    for output in outputs:
-                        news = self._queues.get(output.request_id)
-                        if news is not None:
-                            news.put_nowait(output)
-                case Stats():
-                    if self._stats_waiters:
-                        waiter = self._stats_waiters.pop(0)
-                        if not waiter.done():
-                            waiter.set_result(message)
-                case messages.Failed(kind, text):
-                    self._fail(f"{kind}: {text}")
+        try:
+            while True:
+                self._take(messages.decode_from_engine(await self._socket.recv()))
+        except Exception as error:  # nothing more will come through: nobody may wait for it
+            self._fail(f"it cannot be understood any more ({type(error).__name__}: {error})")
+
+    def _take(self, message: messages.FromEngine) -> None:
+        match message:
+            case messages.Outputs(outputs):
+                for output in outputs:
+                    news = self._queues.get(output.request_id)
+                    if news is not None:
+                        news.put_nowait(output)
+            case Stats():
+                if self._stats_waiters:
+                    waiter = self._stats_waiters.pop(0)
+                    if not waiter.done():
+                        waiter.set_result(message)
+            case messages.Failed(_, text):
+                self._fail(text)
 
     async def _watch(self) -> None:
         code = await self._process.wait()
-        self._fail(f"exit code {code}")
+        with contextlib.suppress(asyncio.TimeoutError):  # why it ended may still be on the way
+            await asyncio.wait_for(self._has_failed.wait(), LAST_WORDS_S)
+        self._fail(f"it {_fate(code)}")
 
     def _fail(self, reason: str) -> None:
         if self._failure is None:
             self._failure = reason
+        self._has_failed.set()
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -183,15 +206,34 @@ class EngineClient:
             news.put_nowait(None)
         for waiter in self._stats_waiters:
             if not waiter.done():
-                waiter.set_exception(EngineDeadError(f"the engine process has ended: {self._failure}"))
+                waiter.set_exception(self._death())
         self._stats_waiters.clear()
+
+    def _death(self) -> EngineDeadError:
+        return EngineDeadError(f"the engine process has ended: {self._failure}")
 
     async def _tear_down(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
         self._socket.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        await self._process.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _private_folder() -> str:
+    """A folder of this user's own for a Unix socket, whose whole path must stay under 108 bytes."""
+    longest = 108 - len("/pelton-XXXXXXXX/engine") - 1
+    return tempfile.mkdtemp(prefix="pelton-", dir=None if len(os.fsencode(tempfile.gettempdir())) < longest else "/tmp")
+
+
+def _fate(code: int) -> str:
+    """How a process ended, from its return code."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"

@@ -9,20 +9,27 @@ The shape is that of TensorRT-LLM's Executor. The thread runs the same loop as t
 
 from __future__ import annotations
 
+import atexit
+import logging
 import queue
 import threading
-import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from pelton.config import ExecutorConfig
-from pelton.engine.loop import EngineLoop
-from pelton.engine.messages import Stats
-from pelton.errors import EngineDeadError, RequestError
+from pelton.engine.loop import EngineLoop, refusal
+from pelton.engine.messages import Stats, checked_request
+from pelton.errors import EngineDeadError, RequestError, error_of_kind
+from pelton.scheduler.validate import check_request
 from pelton.types import Output, Request
 
 Callback = Callable[[list[Output]], None]
+Order = Callable[[], list[Output]]
+
+EXIT_GRACE_S = 5.0
+"""How long the interpreter's end waits for an engine that nobody has shut down."""
+_log = logging.getLogger("pelton.engine")
 
 
 class _Pending:
@@ -37,7 +44,7 @@ class _Pending:
 
 
 class Executor:
-    """Runs one engine on a thread of this process.
+    """Runs one engine on a thread of this process. All methods may be called from any thread.
 
     Args:
         engine: an engine directory, or a loop that is already made (tests, benchmarks).
@@ -55,32 +62,47 @@ class Executor:
             from pelton.engine.assemble import make_loop
 
             self._loop = make_loop(Path(engine), config or ExecutorConfig())
-        self._inbox: queue.SimpleQueue[Callable[[], list[Output]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._news = threading.Condition()  # guards the next two
         self._pending: dict[str, _Pending] = {}
-        self._news = threading.Condition()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="pelton-engine", daemon=True)
         self._thread.start()
+        atexit.register(self._end_with_interpreter)
 
     @property
     def loop(self) -> EngineLoop:
         """For reading limits and for tests; only the executor's thread may step it."""
         return self._loop
 
+    def validate(self, request: Request) -> Request:
+        """A request as the engine takes it: the caller's own object may change later without harm.
+
+        Raises:
+            RequestError: a field is of the wrong type, or the request can never run here; the text says why.
+        """
+        request = checked_request(request)
+        scheduler = self._loop.scheduler
+        check_request(request, scheduler.limits, is_chunked=scheduler.config.enable_chunked_prefill)
+        return request
+
     def enqueue_request(self, request: Request, callback: Callback | None = None) -> str:
-        """Queues a request and returns its id.
+        """Queues a request and returns its id, which is free again when all its completions have ended and been read.
 
         Args:
-            callback: called on the engine's thread with each batch of news in place of `await_response`.
+            callback: called with each batch of news in place of `await_response`, on the engine's thread: it must
+                return soon, and must not wait for this executor. If it raises, its requests are cancelled.
 
         Raises:
             RequestError: the request can never run here, or its id is in use.
             CapacityError: the queue is full.
             EngineDeadError: the engine has stopped.
         """
+        request = self.validate(request)
         self._check_alive()
         self._loop.scheduler.validate(request)
         with self._news:
+            self._check_alive()  # from here on, its end is told even if the engine stops
             if request.request_id in self._pending:
                 raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
             self._pending[request.request_id] = _Pending(request.sampling_params.n, callback)
@@ -96,20 +118,61 @@ class Executor:
             RequestError: no such request, or it has ended and been read.
             EngineDeadError: the engine stopped first.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         with self._news:
             pending = self._pending.get(request_id)
-            if pending is None:
-                raise RequestError(f"request_id {request_id!r} is not known or was read to its end", param="request_id")
-            while not pending.outputs:
-                self._check_alive()
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return []
-                self._news.wait(left)
+            if pending is None or pending.callback is not None:
+                raise RequestError(f"request_id {request_id!r} is not known, was read to its end or has a callback",
+                                   param="request_id")
+            self._news.wait_for(lambda: pending.outputs or not pending.open or self._failure is not None, timeout)
             outputs, pending.outputs = pending.outputs, []
+            if not outputs:
+                if not pending.open:
+                    raise RequestError(f"request_id {request_id!r} was ended or read to its end by another thread",
+                                       param="request_id")
+                self._check_alive()
             self._close(request_id, pending, [out.index for out in outputs if out.finish_reason is not None])
             return outputs
+
+    def run(self, requests: Iterable[Request], take: Callable[[Output], int | None]) -> None:
+        """Runs requests to their ends, giving `take` every Output of theirs in this thread.
+
+        However many there are, no more are queued than the queue holds. If anything is raised, all are cancelled.
+
+        Args:
+            take: returns the number of output tokens at which the completion's text ended it, None if it goes on.
+
+        Raises:
+            RequestError: one of them can never run here. CapacityError: others fill the queue.
+            EngineDeadError: the engine has stopped. PeltonError: it failed at one of them.
+        """
+        backlog = deque(requests)
+        still_open: dict[str, set[int]] = {}
+        num_open, max_open = 0, self._loop.scheduler.config.max_queue_size
+        news: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
+        put = news.put  # one object, so that news of the same step comes in one list
+        try:
+            while backlog or still_open:
+                while backlog and (not still_open or num_open + backlog[0].sampling_params.n <= max_open):
+                    request_id = self.enqueue_request(backlog[0], put)
+                    still_open[request_id] = set(range(backlog[0].sampling_params.n))
+                    num_open += backlog.popleft().sampling_params.n
+                for output in news.get():
+                    if output.index not in still_open.get(output.request_id, ()):
+                        continue
+                    if output.finish_reason == "error":
+                        raise error_of_kind(output.error_kind, output.error or "the engine gave no reason")
+                    end = take(output)
+                    if end is not None:
+                        self.finish(output.request_id, output.index, end)
+                    if end is not None or output.finish_reason is not None:
+                        num_open -= 1
+                        still_open[output.request_id].discard(output.index)
+                        if not still_open[output.request_id]:
+                            del still_open[output.request_id]
+        except BaseException:
+            for request_id in still_open:
+                self.cancel(request_id)
+            raise
 
     def cancel(self, request_id: str) -> None:
         """Stops a request at any moment; its last Output says 'cancelled'. Unknown ids are ignored."""
@@ -125,12 +188,19 @@ class Executor:
             if pending is not None:
                 pending.outputs = [output for output in pending.outputs if output.index != index]
                 self._close(request_id, pending, [index])
+                self._news.notify_all()
         self._inbox.put(lambda: self._loop.finish(request_id, index, num_tokens) or [])
 
     def stats(self) -> Stats:
-        """The engine's state at one moment between two steps."""
+        """The engine's state at one moment between two steps.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
         self._check_alive()
-        box: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        if threading.current_thread() is self._thread:
+            return self._loop.stats()
+        box: queue.SimpleQueue[Stats] = queue.SimpleQueue()
         self._inbox.put(lambda: box.put(self._loop.stats()) or [])
         while True:
             try:
@@ -138,17 +208,28 @@ class Executor:
             except queue.Empty:
                 self._check_alive()
 
-    def shutdown(self) -> None:
-        """Ends the thread after the steps in flight; open requests end with EngineDeadError. May be called twice."""
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            self._thread.join()
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Ends the thread after the steps in flight and frees the engine's memory. May be called twice.
+
+        Open requests end with EngineDeadError, those with a callback with an Output that says so.
+
+        Args:
+            timeout: seconds to wait for it; None: until it has ended.
+        """
+        atexit.unregister(self._end_with_interpreter)
+        self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
 
     def __enter__(self) -> Executor:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
+
+    def _end_with_interpreter(self) -> None:
+        # A daemon thread that is still computing while the interpreter goes away can crash it.
+        self.shutdown(timeout=EXIT_GRACE_S)
 
     def _close(self, request_id: str, pending: _Pending, indexes: list[int]) -> None:
         pending.open.difference_update(indexes)
@@ -159,22 +240,19 @@ class Executor:
         if self._failure is not None:
             raise EngineDeadError(f"the engine stopped: {self._failure}") from self._failure
 
+    # On the engine's thread:
+
     def _run(self) -> None:
+        failure: BaseException = EngineDeadError("it was shut down")
         try:
             while self._take_orders():
                 self._publish(self._loop.step())
             self._publish(self._loop.drain())
-            failure: BaseException = EngineDeadError("it was shut down")
-        except BaseException as error:  # a fault of the loop itself: tell every waiting caller
+        except BaseException as error:  # a fault of the loop itself: nobody may wait for it any longer
+            _log.critical("the engine's loop failed", exc_info=True)
             failure = error
-        finally:
-            self._loop.runner.close()
-        with self._news:
-            self._failure = failure
-            self._news.notify_all()
-            callbacks = [(rid, p) for rid, p in self._pending.items() if p.callback]
-        for request_id, pending in callbacks:
-            pending.callback([Output(request_id, 0, [], finish_reason="error", error=f"the engine stopped: {failure}")])
+        self._tell_end(failure)
+        self._loop.runner.close()
 
     def _take_orders(self) -> bool:
         """Applies all waiting orders, sleeping while there is no work; False once told to stop."""
@@ -191,25 +269,48 @@ class Executor:
         try:
             self._loop.add(request)
         except Exception as error:  # validated before; the queue may have filled since
-            return [Output(request.request_id, index, [], finish_reason="error", error=str(error))
-                    for index in range(request.sampling_params.n)]
+            return refusal(request, error)
         return []
 
     def _publish(self, outputs: list[Output]) -> None:
         if not outputs:
             return
-        calls: dict[str, tuple[Callback, list[Output]]] = {}
+        calls: dict[int, tuple[Callback, list[Output]]] = {}
         with self._news:
             for output in outputs:
                 pending = self._pending.get(output.request_id)
                 if pending is None or output.index not in pending.open:
-                    continue  # its end is known: a stop string was found, or the caller stopped reading
+                    continue  # its end is known: a stop string was found
                 if pending.callback is None:
                     pending.outputs.append(output)
                     continue
-                calls.setdefault(output.request_id, (pending.callback, []))[1].append(output)
+                calls.setdefault(id(pending.callback), (pending.callback, []))[1].append(output)
                 if output.finish_reason is not None:
                     self._close(output.request_id, pending, [output.index])
             self._news.notify_all()
         for callback, news in calls.values():
-            callback(news)
+            try:
+                callback(news)
+            except Exception:
+                _log.error("a callback failed; its requests are cancelled", exc_info=True)
+                for request_id in {output.request_id for output in news}:
+                    self._drop(request_id)
+
+    def _drop(self, request_id: str) -> None:
+        """Cancels a request whose caller cannot be told."""
+        with self._news:
+            self._pending.pop(request_id, None)
+        self._loop.cancel(request_id)
+
+    def _tell_end(self, failure: BaseException) -> None:
+        """Makes every caller's wait end with the failure."""
+        with self._news:
+            self._failure = failure
+            self._news.notify_all()
+            called = [(request_id, pending) for request_id, pending in self._pending.items() if pending.callback]
+        for request_id, pending in called:
+            try:
+                pending.callback([Output(request_id, index, [], finish_reason="error", error_kind="EngineDeadError",
+                                         error=f"the engine stopped: {failure}") for index in sorted(pending.open)])
+            except Exception:
+                _log.error("a callback failed", exc_info=True)

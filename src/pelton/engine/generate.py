@@ -7,11 +7,13 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pelton.engine.llm import LLM, RequestOutput
 from pelton.errors import ConfigError
 from pelton.types import SamplingParams
+
+if TYPE_CHECKING:
+    from pelton.engine.llm import LLM, RequestOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +46,28 @@ def run_generate(options: GenerateOptions, engine_options: dict[str, Any]) -> in
     Raises:
         PeltonError: bad options, an unusable model, an impossible prompt.
     """
-    prompt = options.prompt if options.prompt is not None else sys.stdin.read()
+    prompt = options.prompt if options.prompt is not None else _read_prompt()
     if not prompt:
         raise ConfigError("prompt is empty; give a text after the model, or on standard input")
     params = SamplingParams(max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p,
                             top_k=options.top_k, seed=options.seed)
+    from pelton.engine.llm import LLM
+
     with LLM(options.model, **engine_options) as llm:
-        if options.chat:
-            text = llm.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
-            ids = llm.tokenizer.encode(text, add_special_tokens=False)
-            asyncio.run(_stream(llm, {"prompt_token_ids": ids, "prompt": text}, params, options))
-        else:
-            asyncio.run(_stream(llm, prompt, params, options))
+        whole = llm.chat_prompt([{"role": "user", "content": prompt}]) if options.chat else prompt
+        asyncio.run(_stream(llm, whole, params, options))
     return 0
+
+
+def _read_prompt() -> str:
+    if sys.stdin is None:
+        raise ConfigError("prompt is missing and standard input is closed; give a text after the model")
+    if sys.stdin.isatty():
+        print("pelton: type the prompt, then Ctrl-D", file=sys.stderr)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"prompt: standard input is not {error.encoding} text") from None
 
 
 async def _stream(llm: LLM, prompt: Any, params: SamplingParams, options: GenerateOptions) -> None:

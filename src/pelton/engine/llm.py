@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import asyncio
-import queue
-from collections.abc import AsyncIterator, Callable, Sequence
+import operator
+import weakref
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import msgspec
 
 from pelton.engine.executor import Executor
 from pelton.engine.options import resolve_engine
-from pelton.errors import PeltonError, RequestError
+from pelton.errors import RequestError, error_of_kind
 from pelton.tokenizer.completion import CompletionText
 from pelton.tokenizer.tokenizer import Tokenizer
 from pelton.types import FinishReason, Output, Request, SamplingParams, TokenLogprobs
@@ -62,24 +63,19 @@ class RequestOutput:
 class _Assembly:
     """Turns the engine's news of one request into its RequestOutput, matching stop strings on the way."""
 
-    def __init__(self, executor: Executor, tokenizer: Tokenizer, request: Request, prompt: str | None):
+    def __init__(self, tokenizer: Tokenizer, request: Request, prompt: str | None):
         params = request.sampling_params
-        self._executor = executor
         self._texts = [CompletionText(tokenizer, request.input_token_ids, params) for _ in range(params.n)]
         self.result = RequestOutput(request.request_id, prompt, list(request.input_token_ids),
                                     [CompletionOutput(i) for i in range(params.n)])
 
-    def push(self, output: Output) -> None:
-        """Takes in one piece of news.
+    def push(self, output: Output) -> int | None:
+        """Takes in one piece of news of a completion that has not ended.
 
-        Raises:
-            PeltonError: the engine could not run the request.
+        Returns:
+            How many output tokens it has if a stop string ended it before the engine did: the engine must be told.
         """
-        if output.finish_reason == "error":
-            raise PeltonError(output.error or "the engine reported an error without a text")
         completion = self.result.outputs[output.index]
-        if completion.finish_reason is not None:
-            return
         self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.num_cached_tokens)
         if output.prompt_logprobs is not None:
             self.result.prompt_logprobs = output.prompt_logprobs
@@ -89,8 +85,7 @@ class _Assembly:
         if output.logprobs is not None:
             completion.logprobs = (completion.logprobs or []) + output.logprobs[:len(news.token_ids)]
         completion.finish_reason, completion.stop_reason = news.finish_reason, news.stop_reason
-        if news.is_early_stop:
-            self._executor.finish(self.result.request_id, output.index, len(completion.token_ids))
+        return len(completion.token_ids) if news.is_early_stop else None
 
 
 class LLM:
@@ -109,71 +104,77 @@ class LLM:
         self.engine_dir, run = resolve_engine(str(model), options)
         self.tokenizer = Tokenizer.from_dir(self.engine_dir / "tokenizer")
         self._executor = Executor(self.engine_dir, run)
+        # The engine's thread holds the executor, but nobody holds an LLM that was let go of without shutdown().
+        weakref.finalize(self, self._executor.shutdown).atexit = False
 
     def generate(self, prompts: Prompt | Sequence[Prompt],
                  sampling_params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[RequestOutput]:
         """Completes all prompts and returns the results in their order.
 
         Args:
-            prompts: strings, `{"prompt_token_ids": [...]}`, or `{"prompt": "..."}`; one or many.
+            prompts: strings, lists of token ids, `{"prompt_token_ids": [...]}` or `{"prompt": "..."}`; one or many.
             sampling_params: one for all, or one per prompt.
 
         Raises:
-            RequestError: a prompt is empty, too long or of the wrong type; the text says which.
+            RequestError: a prompt is empty, too long or of the wrong type; the text says which, and nothing was run.
+            CapacityError: others fill the queue. EngineDeadError: the engine was shut down.
         """
-        batch = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
-        params = sampling_params if sampling_params is not None else SamplingParams()
-        per_prompt = [params] * len(batch) if isinstance(params, SamplingParams) else list(params)
-        if len(per_prompt) != len(batch):
-            raise RequestError(f"sampling_params: {len(per_prompt)} given for {len(batch)} prompts; "
-                               "give one for all or one each", param="sampling_params")
-        made = [self._make_request(prompt, p) for prompt, p in zip(batch, per_prompt, strict=True)]
-        for request, _ in made:
-            self._executor.loop.scheduler.validate(request)
-        return self._run_all(made)
-
-    def _run_all(self, made: list[tuple[Request, str | None]]) -> list[RequestOutput]:
-        assemblies = {request.request_id: _Assembly(self._executor, self.tokenizer, request, text)
-                      for request, text in made}
-        news: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
-        num_open = len(made)
-        try:
-            for request, _ in made:
-                self._executor.enqueue_request(request, news.put)
-            while num_open:
-                for output in news.get():
-                    assembly = assemblies[output.request_id]
-                    was_finished = assembly.result.finished
-                    assembly.push(output)
-                    num_open -= assembly.result.finished and not was_finished
-        except BaseException:
-            for request_id in assemblies:
-                self._executor.cancel(request_id)
-            raise
+        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        made = []
+        for i, (prompt, params) in enumerate(zip(batch, _spread(sampling_params, len(batch)), strict=True)):
+            try:
+                made.append(self._make_request(prompt, params))
+            except RequestError as error:
+                if len(batch) == 1:
+                    raise
+                raise RequestError(f"prompts[{i}]: {error}", param=error.param, code=error.code) from None
+        assemblies = {request.request_id: _Assembly(self.tokenizer, request, text) for request, text in made}
+        self._executor.run((request for request, _ in made), lambda output: assemblies[output.request_id].push(output))
         return [assembly.result for assembly in assemblies.values()]
 
     async def generate_async(self, prompt: Prompt,
                              sampling_params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
-        """Completes one prompt, yielding the result so far after each piece of news. Closing it cancels the request."""
-        request, text = self._make_request(prompt, sampling_params or SamplingParams())
-        assembly = _Assembly(self._executor, self.tokenizer, request, text)
+        """Completes one prompt, yielding its result after each piece of news: the same object, grown.
+
+        Closing the iterator cancels the request.
+
+        Raises:
+            RequestError: the prompt is empty, too long or of the wrong type. CapacityError: the queue is full.
+            EngineDeadError: the engine was shut down. PeltonError: it failed at this request.
+        """
+        request, text = self._make_request(prompt, *_spread(sampling_params, 1))
+        assembly = _Assembly(self.tokenizer, request, text)
+        result = assembly.result
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[list[Output]] = asyncio.Queue()
-        self._executor.enqueue_request(request, _into_loop(loop, news))
+        self._executor.enqueue_request(request, lambda outputs: loop.call_soon_threadsafe(news.put_nowait, outputs))
         try:
-            while not assembly.result.finished:
+            while not result.finished:
                 for output in await news.get():
-                    assembly.push(output)
-                yield assembly.result
+                    if output.finish_reason == "error":
+                        raise error_of_kind(output.error_kind, output.error or "the engine gave no reason")
+                    if result.outputs[output.index].finish_reason is not None:
+                        continue  # on its way when the stop string was found
+                    num_tokens = assembly.push(output)
+                    if num_tokens is not None:
+                        self._executor.finish(request.request_id, output.index, num_tokens)
+                yield result
         finally:
-            if not assembly.result.finished:
+            if not result.finished:
                 self._executor.cancel(request.request_id)
 
     def chat(self, messages: list[dict[str, Any]], sampling_params: SamplingParams | None = None) -> RequestOutput:
-        """Completes a conversation in OpenAI's message format through the model's chat template."""
+        """Completes a conversation in OpenAI's message format through the model's chat template.
+
+        Raises:
+            RequestError: the model has no template, or it refuses the messages; further as `generate`.
+        """
+        return self.generate(self.chat_prompt(messages), sampling_params)[0]
+
+    def chat_prompt(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """A conversation as a prompt for `generate`."""
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return self.generate([{"prompt_token_ids": ids, "prompt": text}], sampling_params)[0]
+        return {"prompt": text, "prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
 
     def shutdown(self) -> None:
         """Stops the engine and frees its memory. May be called twice."""
@@ -188,29 +189,50 @@ class LLM:
     def _make_request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
         text, ids = _read_prompt(prompt)
         if ids is None:
-            assert text is not None
             ids = self.tokenizer.encode(text)
+        if not ids:
+            raise RequestError("prompt is empty: give at least one token", param="prompt", code="empty_prompt")
         if params.bad_words:
             banned = params.bad_words_token_ids + self.tokenizer.encode_bad_words(params.bad_words)
             params = msgspec.structs.replace(params, bad_words_token_ids=banned)
-        return Request(ids, sampling_params=params), text
+        return self._executor.validate(Request(ids, sampling_params=params)), text
 
 
-def _read_prompt(prompt: Prompt) -> tuple[str | None, list[int] | None]:
+def _is_one_prompt(prompts: Any) -> bool:
+    """Whether it is a text, a dict, or a list of token ids."""
+    return isinstance(prompts, (str, dict)) or (
+        isinstance(prompts, (list, tuple)) and bool(prompts) and all(isinstance(entry, int) for entry in prompts))
+
+
+def _spread(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+    """One entry per prompt."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if not isinstance(params, (list, tuple)) or not all(isinstance(entry, SamplingParams) for entry in params):
+        raise RequestError(f"sampling_params must be SamplingParams or a list of them, got {type(params).__name__}",
+                           param="sampling_params")
+    if len(params) != num_prompts:
+        raise RequestError(f"sampling_params: {len(params)} given for {num_prompts} prompts; "
+                           "give one for all or one each", param="sampling_params")
+    return list(params)
+
+
+def _read_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
+    """(text, token ids): at least one of them is there."""
+    text, ids = None, prompt
     if isinstance(prompt, str):
-        return prompt, None
-    if isinstance(prompt, dict):
-        if not prompt or set(prompt) - {"prompt", "prompt_token_ids"}:
-            raise RequestError(f"prompt has the keys {sorted(prompt)}; give 'prompt' or 'prompt_token_ids'",
+        text, ids = prompt, None
+    elif isinstance(prompt, dict):
+        text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if set(prompt) - {"prompt", "prompt_token_ids"} or (text is None and ids is None):
+            raise RequestError(f"prompt has the keys {sorted(map(str, prompt))}; give 'prompt' or 'prompt_token_ids'",
                                param="prompt")
-        ids = prompt.get("prompt_token_ids")
-        return prompt.get("prompt"), None if ids is None else [int(i) for i in ids]
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"prompt must be a string, got {type(text).__name__}", param="prompt")
     try:
-        return None, [int(i) for i in prompt]
-    except (TypeError, ValueError):
-        raise RequestError(f"prompt must be a string, a list of token ids or a dict, got {type(prompt).__name__}",
-                           param="prompt") from None
-
-
-def _into_loop(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[list[Output]]) -> Callable[[list[Output]], None]:
-    return lambda outputs: loop.call_soon_threadsafe(news.put_nowait, outputs)
+        if isinstance(ids, (str, bytes)):
+            raise TypeError
+        return text, None if ids is None else [operator.index(token) for token in ids]
+    except TypeError:
+        raise RequestError("prompt must be a string, a list of token ids or a dict with 'prompt' or "
+                           f"'prompt_token_ids', got {ids!r:.80}", param="prompt") from None

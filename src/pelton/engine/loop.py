@@ -14,6 +14,7 @@ from collections import deque
 from typing import Protocol
 
 from pelton.engine.messages import Stats
+from pelton.errors import PeltonError
 from pelton.scheduler.scheduler import Scheduler
 from pelton.types import Batch, Masks, Output, Request, Sequence, StepOutput
 
@@ -85,7 +86,7 @@ class EngineLoop:
         return bool(self._in_flight) or self.scheduler.has_work()
 
     def add(self, request: Request) -> None:
-        """Queues a request, as n sequences.
+        """Queues a request, as n sequences: all of them or none.
 
         Raises:
             RequestError: it can never run here (too long, ids outside the vocabulary); the text says what would.
@@ -95,8 +96,9 @@ class EngineLoop:
         params = request.sampling_params
         end_ids = () if params.ignore_eos else (request.end_ids or self.end_ids)
         seed = params.seed if params.seed is not None else random.getrandbits(63)
-        for index in range(params.n):
-            sequence = Sequence(request, index=index, arrival=next(self._arrivals), seed=seed + index, end_ids=end_ids)
+        sequences = [Sequence(request, index=index, arrival=next(self._arrivals), seed=_as_int64(seed + index),
+                              end_ids=end_ids) for index in range(params.n)]
+        for sequence in sequences:
             self.scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> list[Output]:
@@ -118,3 +120,16 @@ class EngineLoop:
         """The engine's state now."""
         host_ms = 1e3 * statistics.median(self._host_seconds) if self._host_seconds else 0.0
         return Stats(num_steps=self.num_steps, step_host_ms=host_ms, **self.scheduler.stats())
+
+
+def refusal(request: Request, error: Exception) -> list[Output]:
+    """The news of a request that `add` refused: the end of each of its completions."""
+    is_ours = isinstance(error, PeltonError)
+    kind, text = (type(error).__name__, str(error)) if is_ours else (None, f"{type(error).__name__}: {error}")
+    return [Output(request.request_id, index, [], finish_reason="error", error=text, error_kind=kind)
+            for index in range(request.sampling_params.n)]
+
+
+def _as_int64(number: int) -> int:
+    """Seeds wrap around at 64 bits, as the counters of the random stream do."""
+    return (number + 2**63) % 2**64 - 2**63

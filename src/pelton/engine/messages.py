@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pelton.errors import RequestError, located
 from pelton.types import Output, Request
 
 
@@ -59,6 +60,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True):
     kind: str
     """Class name of the error, from pelton.errors where it is one of ours."""
     message: str
+    """One line; begins with the class's name where it is not one of ours."""
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True):
@@ -91,3 +93,19 @@ FromEngine = Ready | Failed | Outputs | Stats
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
+
+
+def checked_request(request: Request) -> Request:
+    """A request as the engine will read it, apart from the caller's own object, which may change later.
+
+    Raises:
+        RequestError: a field is of the wrong type (Python's constructors take anything); the text names it.
+    """
+    try:
+        return _decode_request(encode(request))
+    except msgspec.ValidationError as error:
+        path, text = located(error)
+        raise RequestError(f"{path}: {text}" if path else text, param=path or None) from None
+    except (TypeError, ValueError, OverflowError) as error:  # what no message can hold
+        raise RequestError(f"request: {error}") from None

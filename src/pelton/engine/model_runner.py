@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 
 from pelton.config import ExecutorConfig
 from pelton.engine.executor import Executor
-from pelton.errors import PeltonError
+from pelton.errors import RequestError
 from pelton.types import Request, SamplingParams
 
 
@@ -21,6 +23,7 @@ class ModelRunner:
 
     def __init__(self, executor: Executor):
         self._executor = executor
+        weakref.finalize(self, executor.shutdown).atexit = False
 
     @classmethod
     def from_dir(cls, engine_dir: str | Path, config: ExecutorConfig | None = None) -> ModelRunner:
@@ -48,16 +51,11 @@ class ModelRunner:
         """
         params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_new_tokens)
         end_ids = () if end_id is None else (end_id,)
-        requests = [Request([int(token) for token in ids], sampling_params=params, end_ids=end_ids)
+        requests = [self._executor.validate(Request(_token_ids(ids), sampling_params=params, end_ids=end_ids))
                     for ids in batch_input_ids]
-        for request in requests:
-            self._executor.enqueue_request(request)
-        rows = [request.input_token_ids + self._collect(request.request_id) for request in requests]
-        longest = max((len(row) for row in rows), default=0)
-        out = torch.full((len(rows), 1, longest), pad_id, dtype=torch.int32)
-        for i, row in enumerate(rows):
-            out[i, 0, :len(row)] = torch.tensor(row, dtype=torch.int32)
-        return out
+        rows = {request.request_id: list(request.input_token_ids) for request in requests}
+        self._executor.run(requests, lambda output: rows[output.request_id].extend(output.token_ids))
+        return _pad(list(rows.values()), pad_id)
 
     def shutdown(self) -> None:
         self._executor.shutdown()
@@ -68,12 +66,19 @@ class ModelRunner:
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
 
-    def _collect(self, request_id: str) -> list[int]:
-        tokens: list[int] = []
-        while True:
-            for output in self._executor.await_response(request_id):
-                if output.finish_reason == "error":
-                    raise PeltonError(output.error or "the engine reported an error without a text")
-                tokens += output.token_ids
-                if output.finish_reason is not None:
-                    return tokens
+
+def _token_ids(ids: Sequence[int] | torch.Tensor) -> list[int]:
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    try:
+        return [operator.index(token) for token in ids]
+    except TypeError:
+        raise RequestError(f"batch_input_ids must hold one list or 1-d tensor of token ids per prompt, got {ids!r:.80}",
+                           param="batch_input_ids") from None
+
+
+def _pad(rows: list[list[int]], pad_id: int) -> torch.Tensor:
+    longest = max((len(row) for row in rows), default=0)
+    out = torch.full((len(rows), 1, longest), pad_id, dtype=torch.int32)
+    for i, row in enumerate(rows):
+        out[i, 0, :len(row)] = torch.tensor(row, dtype=torch.int32)
+    return out

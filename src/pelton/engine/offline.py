@@ -11,8 +11,8 @@ from pelton.config import ExecutorConfig
 from pelton.engine.executor import Executor
 from pelton.engine.messages import Stats
 from pelton.engine.options import resolve_engine
-from pelton.errors import ConfigError, PeltonError
-from pelton.types import Request, SamplingParams
+from pelton.errors import ConfigError
+from pelton.types import Output, Request, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +107,12 @@ def run_requests(executor: Executor, requests: list[Request]) -> tuple[float, in
     Raises:
         PeltonError: the engine could not run one of them.
     """
-    began = time.perf_counter()
-    for request in requests:
-        executor.enqueue_request(request)
     num_tokens = 0
-    for request in requests:
-        finished = False
-        while not finished:
-            for output in executor.await_response(request.request_id):
-                if output.finish_reason == "error":
-                    raise PeltonError(output.error or "the engine reported an error without a text")
-                num_tokens += len(output.token_ids)
-                finished = output.finish_reason is not None
+
+    def take(output: Output) -> None:
+        nonlocal num_tokens
+        num_tokens += len(output.token_ids)
+
+    began = time.perf_counter()
+    executor.run(requests, take)
     return time.perf_counter() - began, num_tokens

@@ -6,23 +6,26 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from pelton.build.child import build_in_child
 from pelton.build.prepare import ensure_engine
-from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig
+from pelton.config import BuildConfig, ExecutorConfig, from_dict
 from pelton.errors import ConfigError
 
 
-def resolve_engine(model: str, options: dict[str, Any]) -> tuple[Path, ExecutorConfig]:
+def resolve_engine(model: str, options: dict[str, Any], *, in_child: bool = False) -> tuple[Path, ExecutorConfig]:
     """Finds the engine of a model, building it into the cache when there is none.
 
     Args:
         model: a Hugging Face id, a checkpoint directory, an engine directory, or "pelton-tiny".
         options: fields of BuildConfig and ExecutorConfig that the user set.
+        in_child: build in another process, so that this one stays free of torch.
 
     Raises:
-        ConfigError: an option is unknown or out of range. CheckpointError, EngineError: the model is refused.
+        ConfigError: an option is unknown, of the wrong type or out of range. CheckpointError, EngineError: the model
+        is refused.
     """
-    build, run = split_options(options)
-    return ensure_engine(model, build), run
+    config, run = split_options(options)
+    return ensure_engine(model, config, builder=build_in_child if in_child else None), run
 
 
 def split_options(options: dict[str, Any]) -> tuple[BuildConfig, ExecutorConfig]:
@@ -36,20 +39,13 @@ def split_options(options: dict[str, Any]) -> tuple[BuildConfig, ExecutorConfig]
     """
     build_defaults = {f.name: f.default for f in dataclasses.fields(BuildConfig)}
     run_names = {f.name for f in dataclasses.fields(ExecutorConfig)}
-    kv_names = {f.name for f in dataclasses.fields(KvCacheConfig)}
     unknown = sorted(set(options) - set(build_defaults) - run_names)
     if unknown:
         known = ", ".join(sorted(set(build_defaults) | run_names))
         raise ConfigError(f"unknown option {unknown[0]!r}; known are {known}")
-    run = {name: value for name, value in options.items() if name in run_names}
-    build = {name: value for name, value in options.items() if name in build_defaults
-             and not (name in run_names and (value is None or value <= build_defaults[name]))}
-    kv = run.get("kv_cache_config")
-    if isinstance(kv, dict):
-        if set(kv) - kv_names:
-            raise ConfigError(f"kv_cache_config: unknown key {sorted(set(kv) - kv_names)[0]!r}; known are "
-                              f"{', '.join(sorted(kv_names))}")
-        run["kv_cache_config"] = kv = KvCacheConfig(**kv)
-    if kv is not None and kv.tokens_per_block is not None:
-        build.setdefault("tokens_per_block", kv.tokens_per_block)
-    return BuildConfig(**build), ExecutorConfig(**run)
+    run = from_dict(ExecutorConfig, {name: value for name, value in options.items() if name in run_names})
+    widened = {name: value for name, value in options.items() if name in build_defaults
+               and not (name in run_names and (value is None or value <= build_defaults[name]))}
+    if run.kv_cache_config.tokens_per_block is not None:
+        widened.setdefault("tokens_per_block", run.kv_cache_config.tokens_per_block)
+    return from_dict(BuildConfig, widened), run

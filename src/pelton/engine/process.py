@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
@@ -20,14 +18,14 @@ import zmq
 
 from pelton.config import ExecutorConfig, from_dict
 from pelton.engine import messages
-from pelton.engine.assemble import make_loop, ready_message
-from pelton.engine.loop import EngineLoop
-from pelton.errors import PeltonError
-from pelton.types import Output
+from pelton.engine.loop import EngineLoop, refusal
+from pelton.errors import PeltonError, RequestError, missing_part
+from pelton.lifeline import end_with_parent
+from pelton.types import Output, Request
 
 
 class EngineService:
-    """Serves one loop to the clients of one socket."""
+    """Serves one loop to the clients of one socket. A request belongs to the client that sent it."""
 
     def __init__(self, loop: EngineLoop, socket: zmq.Socket):
         self._loop = loop
@@ -41,37 +39,45 @@ class EngineService:
         while not self._is_stopping:
             idle = not self._loop.has_work()
             while self._socket.poll(None if idle else 0):
-                self._handle(*self._socket.recv_multipart())
+                self._receive(self._socket.recv_multipart())
                 idle = False
             self._send(self._loop.step())
         self._send(self._loop.drain())
 
-    def _handle(self, client: bytes, frame: bytes) -> None:
+    def _receive(self, frames: list[bytes]) -> None:
         try:
+            client, frame = frames
             message = messages.decode_to_engine(frame)
-        except msgspec.ValidationError as error:  # a client of another version; nobody else is disturbed
+        except (ValueError, msgspec.DecodeError) as error:  # a client of another version; nobody else is disturbed
             print(f"pelton engine: dropped an unreadable message: {error}", file=sys.stderr, flush=True)
             return
+        self._handle(client, message)
+
+    def _handle(self, client: bytes, message: messages.ToEngine) -> None:
         match message:
             case messages.Add(request):
-                self._clients[request.request_id] = client
-                self._open[request.request_id] = set(range(request.sampling_params.n))
-                try:
-                    self._loop.add(request)
-                except PeltonError as error:
-                    self._send([Output(request.request_id, index, [], finish_reason="error", error=str(error),
-                                       error_kind=type(error).__name__)
-                                for index in range(request.sampling_params.n)])
-            case messages.Cancel(request_id):
+                self._add(client, request)
+            case messages.Cancel(request_id) if self._clients.get(request_id) == client:
                 self._loop.cancel(request_id)
                 self._forget(request_id)
-            case messages.Finish(request_id, index, num_tokens):
+            case messages.Finish(request_id, index, num_tokens) if self._clients.get(request_id) == client:
                 self._loop.finish(request_id, index, num_tokens)
                 self._close(request_id, index)
             case messages.GetStats():
                 self._socket.send_multipart([client, messages.encode(self._loop.stats())])
             case messages.Shutdown():
                 self._is_stopping = True
+
+    def _add(self, client: bytes, request: Request) -> None:
+        try:
+            if request.request_id in self._clients:  # its news must go on to whom it went before
+                raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
+            self._loop.add(request)
+        except Exception as error:
+            self._socket.send_multipart([client, messages.encode(messages.Outputs(refusal(request, error)))])
+            return
+        self._clients[request.request_id] = client
+        self._open[request.request_id] = set(range(request.sampling_params.n))
 
     def _send(self, outputs: list[Output]) -> None:
         """One message per client with all its news of the step."""
@@ -96,52 +102,69 @@ class EngineService:
         self._open.pop(request_id, None)
 
 
-def _die_with_parent() -> None:
-    """Ends the process at once when standard input closes, that is, when the parent is gone."""
-
-    def watch() -> None:
-        while os.read(0, 4096):  # not sys.stdin: its lock, held by a daemon thread, breaks the interpreter's exit
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
 def main(argv: list[str] | None = None) -> int:
+    """Loads an engine and serves it; the exit code is 1 if it could not be loaded."""
     parser = argparse.ArgumentParser(prog="pelton.engine.process")
     parser.add_argument("--engine", required=True)
     parser.add_argument("--address", required=True, help="ipc:// address to bind")
     parser.add_argument("--config", default="{}", help="ExecutorConfig as JSON")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the server, which asks us to stop
-    _die_with_parent()
-    socket = zmq.Context.instance().socket(zmq.ROUTER)
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 0)
-    socket.setsockopt(zmq.SNDHWM, 0)  # the queue limit bounds what can be outstanding
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, 1000)
-    socket.bind(args.address)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # whoever stops a whole group means the server, which asks us to stop
+    socket = _bind(args.address)
     client, _hello = socket.recv_multipart()
+
+    def tell_end(error: Exception) -> None:
+        kind = type(error).__name__
+        message = str(error) if isinstance(error, PeltonError) else f"{kind}: {error}"
+        socket.send_multipart([client, messages.encode(messages.Failed(kind, message))])
+
+    loop = None
     try:
-        loop = make_loop(Path(args.engine), from_dict(ExecutorConfig, json.loads(args.config)))
+        loop = _load(Path(args.engine), from_dict(ExecutorConfig, json.loads(args.config)), socket, client)
+        EngineService(loop, socket).run()
+    except ModuleNotFoundError as error:
+        tell_end(missing_part(error) or error)
+        return 1
     except PeltonError as error:
-        socket.send_multipart([client, messages.encode(messages.Failed(type(error).__name__, str(error)))])
+        tell_end(error)
+        return 1
+    except Exception as error:
+        tell_end(error)
+        raise
+    finally:
         socket.close()
         zmq.Context.instance().term()
-        return 1
+        if loop is not None:  # last, as it waits for the device, which may be what failed
+            loop.runner.close()
+    return 0
+
+
+def _load(engine_dir: Path, config: ExecutorConfig, socket: zmq.Socket, client: bytes) -> EngineLoop:
+    from pelton.engine.assemble import make_loop, ready_message  # torch
+
+    loop = make_loop(engine_dir, config)
     socket.send_multipart([client, messages.encode(ready_message(loop))])
     gc.collect()
     gc.freeze()  # what was loaded stays: collections while serving need not look at it again
-    try:
-        EngineService(loop, socket).run()
-    except Exception as error:
-        socket.send_multipart([client, messages.encode(messages.Failed(type(error).__name__, str(error)))])
-        raise
-    finally:
-        loop.runner.close()
-        socket.close()
-        zmq.Context.instance().term()
-    return 0
+    return loop
+
+
+def _bind(address: str) -> zmq.Socket:
+    """The socket of the engine; its file and folder go with the parent if that cannot remove them itself."""
+    file = Path(address.removeprefix("ipc://"))
+
+    def remove() -> None:
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+
+    end_with_parent(remove)
+    socket = zmq.Context.instance().socket(zmq.ROUTER)
+    socket.setsockopt(zmq.SNDHWM, 0)  # the queue limit bounds what can be outstanding
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.bind(address)
+    return socket
 
 
 if __name__ == "__main__":

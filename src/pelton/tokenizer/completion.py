@@ -31,7 +31,7 @@ class CompletionText:
 
     Args:
         prompt_ids: the request's prompt.
-        sampling: its parameters; with detokenize=False there is no text and no stop string is looked for.
+        sampling: its parameters; with detokenize=False there is no text.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingParams):

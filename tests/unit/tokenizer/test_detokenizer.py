@@ -209,7 +209,7 @@ def test_completion_at_its_length_gives_out_held_text():
 
 
 def test_completion_without_detokenizing_counts_tokens():
-    text, news = completion([7, 8, 9], detokenize=False, stop=("x",))
+    text, news = completion([7, 8, 9], detokenize=False)
     assert (news.text, text.num_tokens) == ("", 3)
 
 
