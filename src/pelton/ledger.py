@@ -130,8 +130,8 @@ def predict_ledger(model: ModelConfig, build: BuildConfig, hardware: physics.Har
     fixed = {
         "weights_bytes": physics.weight_memory_bytes(model, weights, tp_size=tp_size),
         "activations_bytes": activation_bytes(model, build, element_bytes=weights.other_bytes, tp_size=tp_size),
-        "graphs_bytes": NUM_GRAPHS * model.num_layers * KERNELS_PER_LAYER * GRAPH_NODE_BYTES if is_gpu else 0,
-        "workspace_bytes": _workspace_bytes(model, build, tp_size) if is_gpu else 0,
+        "graphs_bytes": graph_bytes(model) if is_gpu else 0,
+        "workspace_bytes": gpu_workspace_bytes(model, build, tp_size) if is_gpu else 0,
         "sampling_state_bytes": sampling_state_bytes(model, build),
         "reserve_bytes": GPU_RESERVE_BYTES if is_gpu else int(hardware.memory_bytes * CPU_RESERVE_SHARE),
     }
@@ -161,7 +161,13 @@ def sampling_state_bytes(model: ModelConfig, build: BuildConfig) -> int:
     return build.max_batch_size * model.vocab_size * COUNT_BYTES
 
 
-def _workspace_bytes(model: ModelConfig, build: BuildConfig, tp_size: int) -> int:
+def graph_bytes(model: ModelConfig) -> int:
+    """What the driver keeps of the captured graphs; their tensors count as activations."""
+    return NUM_GRAPHS * model.num_layers * KERNELS_PER_LAYER * GRAPH_NODE_BYTES
+
+
+def gpu_workspace_bytes(model: ModelConfig, build: BuildConfig, tp_size: int = 1) -> int:
+    """Scratch of matrix products and of split attention."""
     heads = math.ceil(model.num_heads / tp_size)
     rows = min(build.max_batch_size, MAX_GRAPH_TOKENS)
     return LIBRARY_WORKSPACE_BYTES + rows * heads * MAX_ATTENTION_SPLITS * (model.head_dim + 2) * 4

@@ -27,6 +27,20 @@ class PromptRows:
 
 
 @dataclass(kw_only=True)
+class SampledRows:
+    """The R rows of a step that end at their sequence's last token, in the order of the batch."""
+
+    slots: np.ndarray
+    """[R] int64."""
+    positions: np.ndarray
+    """[R] int64: index in its sequence of each token to be drawn."""
+    slot_index: torch.Tensor
+    """`slots` on the device."""
+    position_index: torch.Tensor
+    """[R] int32: `positions` on the device."""
+
+
+@dataclass(kw_only=True)
 class Inputs:
     """What a forward pass reads, and which of its rows are wanted after it."""
 
@@ -35,13 +49,33 @@ class Inputs:
     positions: torch.Tensor
     """[T] int64."""
     meta: AttentionMetadata
-    sampled_slots: np.ndarray
-    """[R] int64."""
-    sampled_rows: np.ndarray
+    sampled: SampledRows
+    row_index: torch.Tensor
     """[R] int64, of the hidden states [T, D]: the last token of each sampled row."""
-    sampled_positions: np.ndarray
-    """[R] int64: index in its sequence of each token to be drawn."""
     prompt_rows: list[PromptRows]
+
+
+@dataclass(kw_only=True)
+class DecodeRows:
+    """B rows that run their slots' last tokens, as host arrays."""
+
+    slots: np.ndarray
+    """[B] int64."""
+    positions: np.ndarray
+    """[B] int64, of the tokens that run."""
+    rope_lens: np.ndarray | None
+    """[B] int64, for models whose rotation depends on it."""
+
+
+def decode_rows(batch: Batch, slots: Slots, rope: RopeConfig) -> DecodeRows | None:
+    """The rows of a batch of which all decode and are sampled; None for any other batch."""
+    if batch.num_decodes < batch.num_rows or not all(batch.is_sampled):
+        return None
+    rows = np.array(batch.slots, dtype=np.int64)
+    starts = np.array(batch.starts, dtype=np.int64)
+    _check(batch, slots, rows, np.ones(len(rows), dtype=np.int64), starts + 1)
+    rope_lens = _rope_lens(rope, slots, rows, starts) if is_length_dependent(rope) else None
+    return DecodeRows(slots=rows, positions=starts, rope_lens=rope_lens)
 
 
 def make_inputs(batch: Batch, slots: Slots, rope: RopeConfig) -> Inputs:
@@ -58,14 +92,25 @@ def make_inputs(batch: Batch, slots: Slots, rope: RopeConfig) -> Inputs:
     query_start = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(lengths, out=query_start[1:])
     positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)  # [T]
-    meta = _metadata(batch, slots, rows, lengths, stops, query_start, positions)
-    if is_length_dependent(rope):
-        meta.rope_lens = torch.from_numpy(_rope_lens(rope, slots, np.repeat(rows, lengths), positions)).to(slots.device)
     is_sampled = np.array(batch.is_sampled, dtype=bool)
-    return Inputs(
-        token_ids=_token_ids(batch, slots, rows), positions=torch.from_numpy(positions).to(slots.device),
-        meta=meta, sampled_slots=rows[is_sampled], sampled_rows=query_start[1:][is_sampled] - 1,
-        sampled_positions=stops[is_sampled], prompt_rows=_prompt_rows(batch, slots, rows, query_start))
+    sampled_slots, sampled_positions = rows[is_sampled], stops[is_sampled]
+    rope_lens = []
+    if is_length_dependent(rope):
+        rope_lens.append(_rope_lens(rope, slots, np.repeat(rows, lengths), positions))
+    row_slots, query_starts, seq_lens, positions, slot_mapping, known, slot_index, position_index, row_index, *rest = \
+        slots.staging.put(
+            rows, query_start.astype(np.int32), stops.astype(np.int32), positions,
+            _slot_mapping(slots, rows, lengths, positions), _known_tokens(batch, slots), sampled_slots,
+            sampled_positions.astype(np.int32), query_start[1:][is_sampled] - 1, *rope_lens)
+    num_blocks = -(-int(stops.max()) // slots.tokens_per_block)
+    meta = AttentionMetadata(
+        num_decodes=batch.num_decodes, query_start=query_starts, seq_lens=seq_lens,
+        block_tables=slots.gather_tables(rows, row_slots, num_blocks), slot_mapping=slot_mapping,
+        query_lens_host=batch.num_tokens, seq_lens_host=stops.tolist(), rope_lens=rest[0] if rest else None)
+    sampled = SampledRows(slots=sampled_slots, positions=sampled_positions, slot_index=slot_index,
+                          position_index=position_index)
+    return Inputs(token_ids=_token_ids(batch, slots, row_slots, known), positions=positions, meta=meta,
+                  sampled=sampled, row_index=row_index, prompt_rows=_prompt_rows(batch, slots, rows, query_start))
 
 
 def _check(batch: Batch, slots: Slots, rows: np.ndarray, lengths: np.ndarray, stops: np.ndarray) -> None:
@@ -79,30 +124,26 @@ def _check(batch: Batch, slots: Slots, rows: np.ndarray, lengths: np.ndarray, st
     assert (stops <= slots.num_blocks[rows] * slots.tokens_per_block).all(), "a row runs past its blocks"
 
 
-def _token_ids(batch: Batch, slots: Slots, rows: np.ndarray) -> torch.Tensor:
-    """[T] int64. Decode rows read the device's own last tokens: the host may not know them yet."""
+def _known_tokens(batch: Batch, slots: Slots) -> np.ndarray:
+    """[n] int64: the tokens of the rows that do not decode."""
     num_decodes = batch.num_decodes
-    decoded = slots.last_tokens[torch.from_numpy(rows[:num_decodes]).to(slots.device)]
-    if num_decodes == batch.num_rows:
-        return decoded
     known = [slots.token_ids[slot][start:start + num] for slot, start, num in zip(
         batch.slots[num_decodes:], batch.starts[num_decodes:], batch.num_tokens[num_decodes:], strict=True)]
-    return torch.cat((decoded, torch.from_numpy(np.concatenate(known)).to(slots.device)))
+    return np.concatenate(known) if known else np.empty(0, dtype=np.int64)
 
 
-def _metadata(batch: Batch, slots: Slots, rows: np.ndarray, lengths: np.ndarray, stops: np.ndarray,
-              query_start: np.ndarray, positions: np.ndarray) -> AttentionMetadata:
+def _token_ids(batch: Batch, slots: Slots, row_slots: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """[T] int64. Decode rows read the device's own last tokens: the host may not know them yet."""
+    if not batch.num_decodes:
+        return known
+    decoded = slots.last_tokens.index_select(0, row_slots[:batch.num_decodes])
+    return torch.cat((decoded, known)) if len(known) else decoded
+
+
+def _slot_mapping(slots: Slots, rows: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """[T] int64: where in the pool each token's key and value go."""
     size = slots.tokens_per_block
-    num_blocks = -(-stops // size)  # [B]
-    tables = slots.block_tables[rows, :int(num_blocks.max())]  # [B, M]
-    token_rows = np.repeat(np.arange(len(rows)), lengths)
-    slot_mapping = tables[token_rows, positions // size].astype(np.int64) * size + positions % size
-    device = slots.device
-    return AttentionMetadata(
-        num_decodes=batch.num_decodes, query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
-        seq_lens=torch.from_numpy(stops.astype(np.int32)).to(device), block_tables=torch.from_numpy(tables).to(device),
-        slot_mapping=torch.from_numpy(slot_mapping).to(device), query_lens_host=batch.num_tokens,
-        seq_lens_host=stops.tolist(), block_tables_host=None)
+    return slots.block_tables[np.repeat(rows, lengths), positions // size].astype(np.int64) * size + positions % size
 
 
 def _rope_lens(rope: RopeConfig, slots: Slots, token_slots: np.ndarray, positions: np.ndarray) -> np.ndarray:

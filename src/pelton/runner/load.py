@@ -87,18 +87,31 @@ def default_num_threads() -> int:
     return num_cores
 
 
+def choose_device(asked: str, *, prefers_gpu: bool = True) -> torch.device:
+    """The device to run on.
+
+    Args:
+        asked: "cpu", "cuda" or "auto", which takes a GPU that is there if `prefers_gpu`.
+
+    Raises:
+        ConfigError: a GPU is asked for and torch finds none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if asked == "cuda" and not has_gpu:
+        raise ConfigError("device: cuda was asked for, but torch finds no GPU; `pelton doctor` says why")
+    wants_gpu = prefers_gpu if asked == "auto" else asked == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if wants_gpu and has_gpu else torch.device("cpu")
+
+
 def _device(engine_dir: Path, manifest: Manifest, config: ExecutorConfig) -> torch.device:
     """Where the engine will run: where it was built for, unless the configuration insists on something else."""
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ConfigError("device: cuda was asked for, but torch finds no GPU; `pelton doctor` says why")
-    wants_gpu = manifest.gpu != "cpu" if config.device == "auto" else config.device == "cuda"
-    if wants_gpu and has_gpu:
-        major, minor = torch.cuda.get_device_capability()
+    device = choose_device(config.device, prefers_gpu=manifest.gpu != "cpu")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
         check_gpu(engine_dir, manifest, f"sm_{major}{minor}")
-        return torch.device("cuda", torch.cuda.current_device())
-    check_gpu(engine_dir, manifest, "cpu")
-    return torch.device("cpu")
+    else:
+        check_gpu(engine_dir, manifest, "cpu")
+    return device
 
 
 def _check_ranks(engine_dir: Path, manifest: Manifest) -> None:

@@ -15,11 +15,13 @@ from pelton.config import DTYPE_BYTES, BuildConfig, Dtype, KvCacheConfig, ModelC
 from pelton.errors import CapacityError
 from pelton.host import memory_bytes, read_text
 from pelton.kernels.cpu_features import native_dtype
-from pelton.ledger import Ledger, activation_bytes, sampling_state_bytes
+from pelton.ledger import Ledger, activation_bytes, gpu_workspace_bytes, graph_bytes, sampling_state_bytes
 from pelton.manifest import Limits
 from pelton.physics import GIB, kv_bytes_per_token
 
 CPU_CACHE_BYTES = 4 * GIB
+GPU_FRAGMENTATION_BYTES = GIB // 2
+"""What the allocator rounds up and leaves in holes between steps of different sizes, and code that is loaded later."""
 _CGROUPS = (  # limit, use, and the statistics that tell how much of the use is page cache
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
@@ -56,13 +58,14 @@ def plan_memory(model: ModelConfig, limits: Limits, kv: KvCacheConfig, *, weight
     total, available = available_bytes(device)
     sizes = BuildConfig(max_batch_size=limits.max_batch_size, max_num_tokens=limits.max_num_tokens,
                         max_seq_len=limits.max_seq_len, tokens_per_block=limits.tokens_per_block)
+    is_gpu = device.type == "cuda"
     fixed = {
         "weights_bytes": _resident_bytes(model, weights_bytes, dtype, device),
         "activations_bytes": activation_bytes(model, sizes, element_bytes=int(DTYPE_BYTES[dtype])),
-        "graphs_bytes": 0,
-        "workspace_bytes": 0,
+        "graphs_bytes": graph_bytes(model) if is_gpu else 0,
+        "workspace_bytes": gpu_workspace_bytes(model, sizes) if is_gpu else 0,
         "sampling_state_bytes": sampling_state_bytes(model, sizes),
-        "reserve_bytes": total - available,
+        "reserve_bytes": total - available + (GPU_FRAGMENTATION_BYTES if is_gpu else 0),
     }
     block_bytes = limits.tokens_per_block * kv_bytes_per_token(model, kv_dtype)
     left = total - sum(fixed.values())

@@ -1,32 +1,37 @@
 """Runner: one step on one rank, as two launches that return at once.
 
 `forward` applies a batch's changes to the slots and runs the model up to the logits; `sample` draws the tokens. Both
-are queued on the runner's worker, in order, so that the next step's forward pass finds the last step's tokens in the
-slots without their ever being waited for. Knows neither requests nor text.
+are queued in order (on a thread for a CPU, on a stream for a GPU), so that the next step's forward pass finds the last
+step's tokens in the slots without their ever being waited for. On a GPU, steps that only decode replay CUDA graphs.
+Knows neither requests nor text.
 """
 
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from pelton.cache.pool import KvPool
 from pelton.config import ExecutorConfig, ModelConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.registry import load_ops
 from pelton.ledger import Ledger
 from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
-from pelton.runner.inputs import Inputs, make_inputs
-from pelton.runner.limits import EngineLimits
+from pelton.physics import weight_format, weight_memory_bytes
+from pelton.runner.device import CudaQueue, Signal, make_queue
+from pelton.runner.inputs import PromptRows, SampledRows, decode_rows, make_inputs
+from pelton.runner.limits import EngineLimits, narrow
 from pelton.runner.sampler import Drawn, Scores, draw, score_prompt
 from pelton.runner.slots import Slots
-from pelton.runner.worker import Worker
 from pelton.types import Batch, Masks, StepOutput
+
+if TYPE_CHECKING:
+    from pelton.runner.graphs import DecodeGraphs
 
 
 class Decoder(Protocol):
@@ -45,12 +50,13 @@ class Step:
 
     def __init__(self, batch: Batch):
         self.batch = batch
-        self.inputs: Inputs | None = None
+        self.sampled: SampledRows | None = None
+        self.prompt_rows: list[PromptRows] = []
         self.logits: torch.Tensor | None = None  # [R, V] float32; none if no row is sampled
-        self.prompt_scores: list[Scores] = []  # one per inputs.prompt_rows
+        self.prompt_scores: list[Scores] = []  # one per row of prompt_rows
         self.drawn: Drawn | None = None
+        self.done: Signal | None = None
         self._error: Exception | None = None
-        self._is_done = threading.Event()
 
     def result(self) -> StepOutput:
         """Waits for the step's tokens. Call it after `Runner.sample`.
@@ -58,27 +64,25 @@ class Step:
         Raises:
             Exception: whatever went wrong in the step.
         """
-        self._is_done.wait()
+        assert self.done is not None, "result() before sample()"
+        self.done.wait()
         if self._error is not None:
             raise self._error
         prompt_logprobs = {
             rows.slot: scores.to_entries([rows.num_top] * len(rows.targets))
-            for rows, scores in zip(self.inputs.prompt_rows, self.prompt_scores, strict=True)}
+            for rows, scores in zip(self.prompt_rows, self.prompt_scores, strict=True)}
         return StepOutput(
-            step_id=self.batch.step_id, slots=self.inputs.sampled_slots.tolist(),
+            step_id=self.batch.step_id, slots=self.sampled.slots.tolist(),
             token_ids=self.drawn.tokens.tolist() if self.drawn else [],
             logprobs=self.drawn.logprobs() if self.drawn else None, prompt_logprobs=prompt_logprobs or None)
 
-    def run(self, job: Callable[[Step], None], *, is_last: bool) -> None:
+    def run(self, job: Callable[[Step], None]) -> None:
         """Runs one of the step's jobs unless one before it failed; keeps its error for `result`."""
         if self._error is None:
             try:
                 job(self)
             except Exception as error:
                 self._error = error
-        if is_last:
-            self.logits = None
-            self._is_done.set()
 
 
 class Runner:
@@ -105,7 +109,8 @@ class Runner:
         self._pool = pool
         self._slots = Slots(num_slots=limits.max_batch_size, max_seq_len=limits.max_seq_len,
                             tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, device=device)
-        self._worker = Worker(num_threads)
+        self._queue = make_queue(device, num_threads)
+        self._graphs: DecodeGraphs | None = None
 
     @classmethod
     def from_engine(cls, engine_dir: Path, config: ExecutorConfig) -> Runner:
@@ -145,39 +150,91 @@ class Runner:
             max_num_tokens=limits.max_num_tokens, tokens_per_block=limits.tokens_per_block, num_blocks=num_blocks,
             vocab_size=model_config.vocab_size)
         decoder = load_decoder_class(model_config)(model_config, weights)
-        return cls(decoder, pool, final, model_config, device=device, num_threads=num_threads)
+        runner = cls(decoder, pool, final, model_config, device=device, num_threads=num_threads)
+        runner.warm_up()
+        return runner
+
+    @classmethod
+    def from_config(cls, model_config: ModelConfig, limits: Limits, config: ExecutorConfig, *, seed: int = 0) -> Runner:
+        """A runner over made-up weights of any shape, in the model's own type, without a file.
+
+        Raises:
+            ConfigError: no GPU where one is asked for. CapacityError: it does not fit into memory.
+        """
+        from pelton.runner.load import choose_device, default_num_threads
+        from pelton.runner.memory import plan_memory
+        from pelton.runner.random_weights import make_random_weights
+
+        device = choose_device(config.device)
+        limits = narrow(limits, config)
+        dtype = model_config.dtype
+        ledger = plan_memory(model_config, limits, config.kv_cache_config, dtype=dtype, kv_dtype=dtype, device=device,
+                             weights_bytes=weight_memory_bytes(model_config, weight_format(model_config, dtype)))
+        weights = make_random_weights(model_config, getattr(torch, dtype), device, seed)
+        runner = cls.from_weights(model_config, weights, limits, num_blocks=ledger.num_blocks, device=device,
+                                  num_threads=config.num_threads or default_num_threads())
+        runner.ledger = ledger
+        return runner
 
     def forward(self, batch: Batch) -> Step:
         """Queues the forward pass of a batch."""
         step = Step(batch)
-        self._worker.submit(lambda: step.run(self._forward, is_last=False))
+        self._queue.submit(lambda: step.run(self._forward))
         return step
 
     def sample(self, step: Step, masks: Masks | None) -> None:
         """Queues the drawing of a step's tokens; after it `step.result()` can be waited for."""
-        self._worker.submit(lambda: step.run(lambda step: self._sample(step, masks), is_last=True))
+        self._queue.submit(lambda: step.run(lambda step: self._sample(step, masks)))
+        step.done = self._queue.signal()
 
     def close(self) -> None:
-        """Finishes what is queued and ends the worker."""
-        self._worker.close()
+        """Finishes what is queued."""
+        self._queue.close()
+
+    def forget(self, slots: list[int]) -> None:
+        """Frees slots without a step."""
+        self._queue.submit(lambda: self._slots.apply(Batch(0, [], [], [], [], 0, [], [], slots)))
+
+    def warm_up(self) -> None:
+        """On a GPU: compiles every kernel that a step may launch and captures the graphs. Nothing is compiled or
+        captured afterwards. Call it once, before the first step; it leaves no trace in the slots."""
+        if isinstance(self._queue, CudaQueue):
+            from pelton.runner.warmup import warm_up
+
+            warm_up(self)
+
+    def capture_graphs(self) -> None:
+        """Captures the graphs of decode steps, if the kernels can be captured."""
+        if hasattr(load_ops(self._slots.device.type).attention, "workspace_bytes"):
+            from pelton.runner.graphs import DecodeGraphs
+
+            graphs = DecodeGraphs(self._decoder, self._pool, self._slots, self.limits.max_batch_size)
+            self._queue.submit(lambda: graphs.capture(self._queue.stream))
+            self._graphs = graphs
 
     def _forward(self, step: Step) -> None:
         self._slots.apply(step.batch)
-        inputs = step.inputs = make_inputs(step.batch, self._slots, self.model_config.rope)
+        rope = self.model_config.rope
+        decodes = self._graphs and decode_rows(step.batch, self._slots, rope)
+        if decodes is not None:
+            step.logits, step.sampled = self._graphs.replay(decodes)
+            return
+        inputs = make_inputs(step.batch, self._slots, rope)
+        step.sampled, step.prompt_rows = inputs.sampled, inputs.prompt_rows
         hidden = self._decoder.forward(inputs.token_ids, inputs.positions, self._pool, inputs.meta)  # [T, D]
-        if len(inputs.sampled_rows) == len(hidden):
-            step.logits = self._decoder.logits(hidden)
-        elif len(inputs.sampled_rows):
-            step.logits = self._decoder.logits(hidden[torch.from_numpy(inputs.sampled_rows).to(hidden.device)])
+        num_sampled = len(inputs.row_index)
+        if num_sampled:
+            is_all = num_sampled == len(hidden)
+            step.logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, inputs.row_index))
         for rows in inputs.prompt_rows:
             chunk = hidden[rows.first_row:rows.first_row + len(rows.targets)]
             step.prompt_scores.append(score_prompt(chunk, rows.targets, rows.num_top, self.limits.vocab_size,
-                                                   self._decoder.logits))
+                                                   self._decoder.logits, self._slots.staging))
 
     def _sample(self, step: Step, masks: Masks | None) -> None:
         if step.logits is not None:
-            inputs = step.inputs
-            step.drawn = draw(step.logits, self._slots, inputs.sampled_slots, inputs.sampled_positions, masks)
+            step.drawn = draw(step.logits, self._slots, step.sampled, masks)
+            step.logits = None
 
 
 def load_decoder_class(config: ModelConfig) -> type:

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 
 from pelton.kernels.sampling import cpu
+from pelton.kernels.sampling.columns import Columns
+from pelton.runner.device import HostStaging, PinnedStaging, to_host
+from pelton.runner.inputs import SampledRows
 from pelton.runner.slots import Slots
 from pelton.types import Masks, TokenLogprobs
 
@@ -25,6 +28,15 @@ class Scores:
     """[n, 1 + k] float32."""
     ranks: torch.Tensor
     """[n] int64."""
+
+    @classmethod
+    def of(cls, columns: tuple[torch.Tensor, ...]) -> Scores:
+        """From the samplers' triple."""
+        return cls(token_ids=columns[0], logprobs=columns[1], ranks=columns[2])
+
+    def to_host(self) -> Scores:
+        """Where `to_entries` can read it once the device has got there."""
+        return Scores(token_ids=to_host(self.token_ids), logprobs=to_host(self.logprobs), ranks=to_host(self.ranks))
 
     def to_entries(self, num_top: list[int]) -> list[TokenLogprobs]:
         """One entry per token, with as many likeliest ones as it asked for. num_top: n counts of at most k."""
@@ -55,28 +67,54 @@ class Drawn:
         return entries
 
 
-def draw(logits: torch.Tensor, slots: Slots, rows: np.ndarray, positions: np.ndarray, masks: Masks | None) -> Drawn:
-    """Draws each row's next token and records it in its slot.
+def draw(logits: torch.Tensor, slots: Slots, sampled: SampledRows, masks: Masks | None) -> Drawn:
+    """Draws the next token of each sampled row of a step, records it in its slot, and sends it to the host.
 
     Args:
         logits: [R, V] float32; may be changed.
-        rows: [R] int64, slots.
-        positions: [R] int64, index in its sequence of each token to be drawn.
     """
+    rows = sampled.slots
     num_logprobs = slots.num_logprobs[rows]
     scored_rows = np.flatnonzero(num_logprobs >= 0)
-    columns = slots.columns(rows, positions, masks)
-    # Log-probabilities are those of the model's own logits, and sampling adjusts logits in place.
-    raw = logits[scored_rows] if len(scored_rows) else None
-    tokens = cpu.sample(logits, columns)
-    slots.record(rows, tokens)
-    scores = None if raw is None else _score(raw, tokens[scored_rows], int(num_logprobs.max()))
-    return Drawn(tokens=tokens, scored_rows=scored_rows.tolist(), num_top=num_logprobs[scored_rows].tolist(),
-                 scores=scores)
+    columns = slots.columns(rows, sampled.positions, masks)
+    if slots.device_params is not None:
+        tokens, scores = _draw_on_device(logits, slots, sampled, columns, scored_rows, int(num_logprobs.max()))
+    else:
+        # Log-probabilities are those of the model's own logits, and sampling adjusts logits in place.
+        raw = logits[scored_rows] if len(scored_rows) else None
+        tokens = cpu.sample(logits, columns)
+        slots.record(rows, tokens)
+        scores = None if raw is None else Scores.of(
+            cpu.logprobs(raw, tokens[scored_rows], int(num_logprobs.max())))
+    return Drawn(tokens=to_host(tokens, num_rows=slots.num_slots), scored_rows=scored_rows.tolist(),
+                 num_top=num_logprobs[scored_rows].tolist(), scores=scores)
+
+
+def _draw_on_device(logits: torch.Tensor, slots: Slots, sampled: SampledRows, columns: Columns, scored_rows: np.ndarray,
+                    num_top: int) -> tuple[torch.Tensor, Scores | None]:
+    """Tokens [R] on the device, and the scores of the rows that want them."""
+    from pelton.kernels.sampling import triton as sampler
+
+    vocab_size = logits.shape[1]
+    rows = slots.device_params.rows(sampled.slot_index, sampled.position_index)
+    index = slots.staging.put(scored_rows)[0] if len(scored_rows) else None
+    raw = logits
+    if columns.is_adjusted:
+        if index is not None:
+            raw, index = logits[index], torch.arange(len(scored_rows), device=logits.device)
+        flat = columns.flat_adjustments(vocab_size)
+        bias = flat["bias"] and tuple(slots.staging.put(*flat["bias"]))
+        banned = None if flat["banned"] is None else slots.staging.put(flat["banned"])[0]
+        sampler.adjust(logits, rows, bias=bias, banned=banned, has_penalties=columns.has_penalties)
+    tokens = sampler.sample(logits, rows, truncates=bool(columns.truncates(vocab_size).any()))
+    if index is None:
+        return tokens, None
+    chosen = tokens if len(scored_rows) == len(tokens) else tokens[slots.staging.put(scored_rows)[0]]
+    return tokens, Scores.of(sampler.logprobs(raw, index, chosen, num_top)).to_host()
 
 
 def score_prompt(hidden: torch.Tensor, targets: np.ndarray, num_top: int, vocab_size: int,
-                 head: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
+                 head: Callable[[torch.Tensor], torch.Tensor], staging: HostStaging | PinnedStaging) -> Scores:
     """Log-probabilities of known tokens, in passes of bounded memory.
 
     Args:
@@ -84,15 +122,16 @@ def score_prompt(hidden: torch.Tensor, targets: np.ndarray, num_top: int, vocab_
         targets: [n] int64.
         head: hidden states to logits, [r, D] -> [r, V] float32.
     """
-    ids = torch.from_numpy(targets).to(hidden.device)
+    ids = staging.put(targets)[0]
     at_once = max(1, _SCORED_LOGITS // vocab_size)
     parts = [_score(head(hidden[start:start + at_once]), ids[start:start + at_once], num_top)
              for start in range(0, len(ids), at_once)]
-    return Scores(token_ids=torch.cat([part.token_ids for part in parts]),
-                  logprobs=torch.cat([part.logprobs for part in parts]),
-                  ranks=torch.cat([part.ranks for part in parts]))
+    return Scores.of(tuple(torch.cat(column) for column in zip(*parts, strict=True))).to_host()
 
 
-def _score(logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> Scores:
-    token_ids, logprobs, ranks = cpu.logprobs(logits, tokens, num_top)
-    return Scores(token_ids=token_ids, logprobs=logprobs, ranks=ranks)
+def _score(logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> tuple[torch.Tensor, ...]:
+    if logits.device.type == "cpu":
+        return cpu.logprobs(logits, tokens, num_top)
+    from pelton.kernels.sampling import triton as sampler
+
+    return sampler.logprobs(logits, torch.arange(len(tokens), device=logits.device), tokens, num_top)

@@ -1,17 +1,24 @@
 """Slots: what the runner remembers of each running sequence, so that a batch need only say what changed.
 
 A slot holds its sequence's known tokens, block table, last sampled token, sampling parameters and, where penalties ask
-for them, token counts. What a launched step reads or writes before its tokens are known on the host (block tables,
-last tokens, counts) lives in tensors on the device; the rest in host arrays. Knows no model.
+for them, token counts. What a launched step reads or writes before its tokens are known on the host (last tokens,
+counts) lives in tensors on the device; the rest in host arrays, of which a GPU has copies of those that its kernels
+read by slot (block tables, parameters). Knows no model.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pelton.kernels.sampling.columns import Columns
+from pelton.runner.device import make_staging
 from pelton.types import Batch, Masks, SamplingParams, SlotInit
+
+if TYPE_CHECKING:
+    from pelton.kernels.sampling.state import SlotParams
 
 _COLUMNS = {  # column -> (type, field of SamplingParams)
     "temperature": (np.float32, "temperature"), "top_k": (np.int32, "top_k"), "top_p": (np.float64, "top_p"),
@@ -43,10 +50,17 @@ class Slots:
         self.num_known_tokens = np.zeros(num_slots, dtype=np.int64)
         self.max_total_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt plus the most that may be generated
         self.token_ids: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * num_slots
-        self.last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.num_logprobs = np.full(num_slots, -1, dtype=np.int64)  # -1: none wanted
         self.num_prompt_logprobs = np.full(num_slots, -1, dtype=np.int64)
+        self.staging = make_staging(device, self._staging_bytes())
+        self.last_tokens: torch.Tensor  # [num_slots] int64
         self.counts: torch.Tensor | None = None  # [num_slots, V] int32, as in Columns.counts
+        self.device_tables: torch.Tensor | None = None  # as block_tables, where kernels read them
+        self.device_params: SlotParams | None = None  # likewise the columns
+        if device.type == "cuda":
+            self._make_device_state()
+        else:
+            self.last_tokens = torch.zeros(num_slots, dtype=torch.int64)
         self._columns = {name: np.zeros(num_slots, dtype=dtype) for name, (dtype, _) in _COLUMNS.items()}
         self._columns["seed"] = np.zeros(num_slots, dtype=np.int64)
         self._is_counted = np.zeros(num_slots, dtype=bool)
@@ -64,6 +78,8 @@ class Slots:
         for slot, block_ids in batch.new_blocks:
             assert self.is_taken[slot], f"blocks for slot {slot}, which holds no sequence"
             self._append_blocks(slot, block_ids)
+        if self.device_tables is not None:
+            self._push(batch)
 
     def columns(self, slots: np.ndarray, positions: np.ndarray, masks: Masks | None) -> Columns:
         """The sampling parameters of some slots' sequences. slots, positions: [R] int64."""
@@ -73,13 +89,55 @@ class Slots:
         return columns
 
     def record(self, slots: np.ndarray, tokens: torch.Tensor) -> None:
-        """The tokens just drawn become the last ones and are counted. slots: [R], tokens: [R] int64 on the device."""
-        index = torch.from_numpy(slots).to(self.device)
+        """The tokens just drawn become the last ones and are counted: on a CPU; a GPU's sampler does it itself.
+
+        slots: [R], tokens: [R] int64.
+        """
+        index = torch.from_numpy(slots)
         self.last_tokens[index] = tokens
         is_counted = self._is_counted[slots]
         if is_counted.any():
-            rows = torch.from_numpy(is_counted).to(self.device)
+            rows = torch.from_numpy(is_counted)
             self.counts[index[rows], tokens[rows]] += 2
+
+    def gather_tables(self, slots: np.ndarray, slot_index: torch.Tensor, num_blocks: int) -> torch.Tensor:
+        """[R, num_blocks] int32 on the device: the block tables of some slots, given on the host and there."""
+        if self.device_tables is not None:
+            return self.device_tables[:, :num_blocks].index_select(0, slot_index)
+        return torch.from_numpy(self.block_tables[slots, :num_blocks])
+
+    def _staging_bytes(self) -> int:
+        """Enough for the largest change of the tables, and some steps."""
+        return 16 * self.block_tables.size + 2**22
+
+    def _make_device_state(self) -> None:
+        from pelton.kernels.sampling.state import SlotParams
+
+        self.device_tables = torch.zeros(self.block_tables.shape, dtype=torch.int32, device=self.device)
+        self.device_params = SlotParams(self.num_slots, self.vocab_size, self.device)
+        self.last_tokens, self.counts = self.device_params.last_tokens, self.device_params.counts
+
+    def _push(self, batch: Batch) -> None:
+        """Brings what changed to the device, in one copy."""
+        width = self.block_tables.shape[1]
+        places: list[int] = []
+        for init in batch.new:
+            places += range(init.slot * width, init.slot * width + len(init.block_ids))
+        for slot, block_ids in batch.new_blocks:
+            stop = slot * width + int(self.num_blocks[slot])
+            places += range(stop - len(block_ids), stop)
+        if places:
+            index = np.array(places, dtype=np.int64)
+            index, blocks = self.staging.put(index, self.block_tables.reshape(-1)[index])
+            self.device_tables.view(-1).index_copy_(0, index, blocks)
+        if batch.new:
+            slots = np.array([init.slot for init in batch.new], dtype=np.int64)
+            index, params, seeds, tokens = self.staging.put(
+                slots, self.device_params.pack([init.sampling for init in batch.new]), self._columns["seed"][slots],
+                np.array([init.token_ids[-1] for init in batch.new], dtype=np.int64))
+            self.device_params.params.index_copy_(0, index, params)
+            self.device_params.seeds.index_copy_(0, index, seeds)
+            self.last_tokens.index_copy_(0, index, tokens)
 
     def _free(self, slot: int) -> None:
         assert self.is_taken[slot], f"slot {slot} was freed but holds no sequence"
@@ -97,7 +155,8 @@ class Slots:
         self.num_prompt_tokens[slot] = init.num_prompt_tokens
         max_total = self.max_seq_len if params.max_tokens is None else init.num_prompt_tokens + params.max_tokens
         self.max_total_tokens[slot] = min(self.max_seq_len, max_total)
-        self.last_tokens[slot] = init.token_ids[-1]
+        if self.device_tables is None:
+            self.last_tokens[slot] = init.token_ids[-1]
         self.num_blocks[slot] = 0
         self._append_blocks(slot, init.block_ids)
         for name, (_, field) in _COLUMNS.items():
@@ -112,7 +171,7 @@ class Slots:
         self._min_tokens[slot] = params.min_tokens
         bias = {token: value for token, value in (params.logit_bias or {}).items() if token < self.vocab_size}
         if bias:
-            self._bias[slot] = (self._ids(list(bias)), torch.tensor(list(bias.values()), device=self.device))
+            self._bias[slot] = (self._ids(list(bias)), torch.tensor(list(bias.values()), dtype=torch.float32))
         if params.min_tokens and init.end_ids:
             self._end_ids[slot] = self._ids(init.end_ids)
         self._is_counted[slot] = params.needs_counts
@@ -121,16 +180,16 @@ class Slots:
         self._is_adjusted[slot] = bool(bias) or params.needs_counts or slot in self._end_ids
 
     def _count(self, slot: int, token_ids: np.ndarray, num_prompt_tokens: int) -> None:
-        if self.counts is None:
-            shape = (self.num_slots, self.vocab_size)
-            if self.device.type == "cpu":  # numpy's zeros take up memory only where they are written
-                self.counts = torch.from_numpy(np.zeros(shape, dtype=np.int32))
-            else:
-                self.counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        output, occurrences = np.unique(token_ids[num_prompt_tokens:], return_counts=True)
+        if self.counts is None:  # numpy's zeros take up memory only where they are written
+            self.counts = torch.from_numpy(np.zeros((self.num_slots, self.vocab_size), dtype=np.int32))
+        known = token_ids[token_ids < self.vocab_size]
+        num_prompt_tokens -= int((token_ids[:num_prompt_tokens] >= self.vocab_size).sum())
+        output, occurrences = np.unique(known[num_prompt_tokens:], return_counts=True)
+        prompt, output, doubled = self.staging.put(known[:num_prompt_tokens], output,
+                                                   (2 * occurrences).astype(np.int32))
         row = self.counts[slot].zero_()
-        row[self._ids(token_ids[:num_prompt_tokens])] = 1
-        row[self._ids(output)] += torch.from_numpy(2 * occurrences).to(self.device, torch.int32)
+        row.index_fill_(0, prompt, 1)
+        row.index_add_(0, output, doubled)
 
     def _append_blocks(self, slot: int, block_ids: list[int]) -> None:
         start = int(self.num_blocks[slot])
@@ -148,8 +207,11 @@ class Slots:
             if masks.get(slot):
                 columns.banned.append((row, self._ids(masks[slot])))
             if self._is_counted[slot]:
-                columns.counts[row] = self.counts[slot]
+                columns.has_penalties = True
+                if self.device_params is None:
+                    columns.counts[row] = self.counts[slot]
 
     def _ids(self, token_ids: list[int] | tuple[int, ...] | np.ndarray) -> torch.Tensor:
+        """On the host: those that can be drawn."""
         ids = torch.as_tensor(np.asarray(token_ids, dtype=np.int64))
-        return ids[ids < self.vocab_size].to(self.device)
+        return ids[ids < self.vocab_size]

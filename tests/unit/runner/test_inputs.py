@@ -68,10 +68,12 @@ def test_agrees_with_the_slow_constructor(size, attempt):
     assert inputs.positions.tolist() == positions
     assert inputs.token_ids.dtype == inputs.positions.dtype == torch.int64
     ends = np.cumsum(batch.num_tokens) - 1
-    assert inputs.sampled_rows.tolist() == ends[batch.is_sampled].tolist()
-    assert inputs.sampled_slots.tolist() == batch.sampled_slots
+    assert inputs.row_index.tolist() == ends[batch.is_sampled].tolist()
+    assert inputs.sampled.slots.tolist() == batch.sampled_slots
     stops = np.add(batch.starts, batch.num_tokens)
-    assert inputs.sampled_positions.tolist() == stops[batch.is_sampled].tolist()
+    assert inputs.sampled.slot_index.tolist() == batch.sampled_slots
+    assert inputs.sampled.position_index.tolist() == stops[batch.is_sampled].tolist()
+    assert inputs.sampled.positions.tolist() == stops[batch.is_sampled].tolist()
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

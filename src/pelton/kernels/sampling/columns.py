@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class Columns:
     """(row, token ids [n] int64, added to their logits [n] float32)."""
     banned: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     """(row, token ids [n] int64)."""
+    has_penalties: bool = False
+    """Whether any row has penalties; `counts` may be left out where they stay on a device."""
 
     @property
     def is_greedy(self) -> bool:
@@ -43,4 +46,20 @@ class Columns:
     @property
     def is_adjusted(self) -> bool:
         """Whether any row's logits change before the temperature."""
-        return bool(self.counts or self.bias or self.banned)
+        return bool(self.counts or self.bias or self.banned or self.has_penalties)
+
+    def truncates(self, vocab_size: int) -> np.ndarray:
+        """[R] bool: rows that draw at random from less than all tokens."""
+        is_cut = (self.top_k > 0) & (self.top_k < vocab_size) | (self.top_p < 1) | (self.min_p > 0)
+        return is_cut & (self.temperature > 0)
+
+    def flat_adjustments(self, vocab_size: int) -> dict[str, Any]:
+        """`bias` as (places [n] int64, values [n] float32) and `banned` as places, where a place is row · V + token id;
+        None where there are none."""
+        bias = banned = None
+        if self.bias:
+            places = np.concatenate([row * vocab_size + ids.numpy() for row, ids, _ in self.bias])
+            bias = (places, np.concatenate([values.numpy() for _, _, values in self.bias]).astype(np.float32))
+        if self.banned:
+            banned = np.concatenate([row * vocab_size + ids.numpy() for row, ids in self.banned])
+        return {"bias": bias, "banned": banned}

@@ -22,28 +22,25 @@ def sample(logits: torch.Tensor, columns: Columns) -> torch.Tensor:
     """Draws one token per row.
 
     Args:
-        logits: [R, V] float32; changed in place where `columns.is_adjusted`. On another device greedy rows are drawn
-            there; as soon as one row draws at random, the logits are copied to the host and waited for.
+        logits: [R, V] float32; changed in place where `columns.is_adjusted`.
 
     Returns:
-        [R] int64 on the logits' device.
+        [R] int64.
     """
     if columns.is_adjusted:
         adjust(logits, columns)
     if columns.is_greedy:
         return logits.argmax(dim=-1)
-    device, logits = logits.device, logits.cpu()
     vocab_size = logits.shape[1]
     is_random = columns.temperature > 0
-    is_truncated = (columns.top_k > 0) & (columns.top_k < vocab_size)
-    is_truncated |= (columns.top_p < 1) | (columns.min_p > 0)
+    is_truncated = columns.truncates(vocab_size)
     tokens = torch.empty(logits.shape[0], dtype=torch.int64)
     for rows, draw in ((~is_random, _draw_greedy), (is_random & ~is_truncated, _draw_from_all),
                        (is_random & is_truncated, _draw_truncated)):
         index = np.flatnonzero(rows)
         if len(index):
             tokens[index] = draw(logits, columns, index)
-    return tokens.to(device)
+    return tokens
 
 
 def adjust(logits: torch.Tensor, columns: Columns) -> None:

@@ -1,0 +1,209 @@
+"""Where a step's work is queued, and how host arrays get to it: a thread for a CPU, a stream for a GPU.
+
+Both queues run jobs in the order they were submitted and give a signal that is set when all before it are done. A job
+for a GPU runs at once in the caller's thread, and what it launches is what is queued: it must not wait for the device.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+Job = Callable[[], None]
+_ALIGN_BYTES = 16
+
+
+class Signal(Protocol):
+    """Set once the work queued before it is done."""
+
+    def wait(self) -> object: ...
+
+
+class CpuQueue:
+    """One thread that runs jobs under inference mode: the CPU's stand-in for a device stream. A job deals with its own
+    errors; one that gets out is a defect and is raised in the thread, which ends.
+
+    Args:
+        num_threads: of torch's operators; none leaves torch's own choice.
+    """
+
+    def __init__(self, num_threads: int | None = None):
+        self._num_threads = num_threads
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="pelton-runner", daemon=True)
+        self._is_closed = False
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queues a job; returns at once."""
+        if self._is_closed:
+            raise RuntimeError("the runner is closed")
+        self._jobs.put(job)
+
+    def signal(self) -> Signal:
+        """Set once the jobs submitted so far have run."""
+        done = threading.Event()
+        self._jobs.put(done.set)
+        return done
+
+    def close(self) -> None:
+        """Runs what is queued, then ends the thread. More than once does no harm."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._jobs.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        if self._num_threads is not None:  # torch keeps this per thread that starts parallel work
+            torch.set_num_threads(self._num_threads)
+        with torch.inference_mode():
+            while (job := self._jobs.get()) is not None:
+                job()
+
+
+class _EventSignal:
+    """A CUDA event. Waiting spins, which costs a core and saves the tens of microseconds of being woken."""
+
+    def __init__(self, stream: torch.cuda.Stream):
+        self._event = torch.cuda.Event()
+        self._event.record(stream)
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+class CudaQueue:
+    """A stream of its own on a GPU."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+        self._is_closed = False
+
+    def submit(self, job: Job) -> None:
+        """Runs a job now, with the stream as the current one."""
+        if self._is_closed:
+            raise RuntimeError("the runner is closed")
+        with torch.inference_mode(), torch.cuda.stream(self.stream):
+            job()
+
+    def signal(self) -> Signal:
+        return _EventSignal(self.stream)
+
+    def close(self) -> None:
+        """Waits for what is queued. More than once does no harm."""
+        self._is_closed = True
+        self.stream.synchronize()
+
+
+def make_queue(device: torch.device, num_threads: int | None = None) -> CpuQueue | CudaQueue:
+    return CudaQueue(device) if device.type == "cuda" else CpuQueue(num_threads)
+
+
+class HostStaging:
+    """Host arrays as tensors over the same memory, for a CPU."""
+
+    def put(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        return [torch.from_numpy(array) for array in arrays]
+
+
+class PinnedStaging:
+    """Host arrays to the device, all of one call in one asynchronous copy from page-locked memory.
+
+    The memory is a ring: a region is written again once its copy has been made, which is waited for only if the ring
+    is too small for the calls in flight.
+
+    Args:
+        capacity_bytes: of the ring; arrays of one call that need more make it grow.
+    """
+
+    def __init__(self, device: torch.device, capacity_bytes: int):
+        self.device = device
+        self._copies: deque[tuple[int, int, torch.cuda.Event]] = deque()  # (start, stop) of the ring, oldest first
+        self._head = 0
+        self._resize(capacity_bytes)
+
+    def put(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        """Copies arrays on the current stream. Returns tensors of their shapes and types."""
+        places, num_bytes = pack_places(arrays)
+        start = self._reserve(num_bytes)
+        pack(arrays, places, self._bytes[start:start + num_bytes])
+        target = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+        target.copy_(self._ring[start:start + num_bytes], non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._copies.append((start, start + num_bytes, copied))
+        return unpack(target, arrays, places)
+
+    def _reserve(self, num_bytes: int) -> int:
+        """Where num_bytes can be written; waits for copies still to be made from there."""
+        if num_bytes > len(self._bytes):
+            while self._copies:
+                self._copies.popleft()[2].synchronize()
+            self._resize(2 * num_bytes)
+        if self._head + num_bytes > len(self._bytes):
+            self._head = 0
+        start, stop = self._head, self._head + num_bytes
+        while self._copies and self._is_in_the_way(start, stop):
+            self._copies.popleft()[2].synchronize()
+        self._head = stop
+        return start
+
+    def _is_in_the_way(self, start: int, stop: int) -> bool:
+        return any(begin < stop and start < end for begin, end, _ in self._copies)
+
+    def _resize(self, capacity_bytes: int) -> None:
+        self._ring = torch.empty(capacity_bytes, dtype=torch.uint8, pin_memory=True)
+        self._bytes = self._ring.numpy()
+        self._head = 0
+
+
+def pack_places(arrays: tuple[np.ndarray, ...]) -> tuple[list[int], int]:
+    """Where each array begins when all are laid end to end, aligned, and the bytes they take."""
+    places, head = [], 0
+    for array in arrays:
+        places.append(head)
+        head += -(-array.nbytes // _ALIGN_BYTES) * _ALIGN_BYTES
+    return places, max(head, _ALIGN_BYTES)
+
+
+def pack(arrays: tuple[np.ndarray, ...], places: list[int], out: np.ndarray) -> None:
+    """Writes arrays to their places in out, [n] uint8."""
+    for array, place in zip(arrays, places, strict=True):
+        out[place:place + array.nbytes].view(array.dtype)[:] = array.reshape(-1)
+
+
+def unpack(packed: torch.Tensor, arrays: tuple[np.ndarray, ...], places: list[int]) -> list[torch.Tensor]:
+    """The tensors that lie in packed, [n] uint8, with the arrays' shapes and types."""
+    tensors = []
+    for array, place in zip(arrays, places, strict=True):
+        dtype = _TORCH_TYPES[array.dtype.str]
+        tensors.append(packed[place:place + array.nbytes].view(dtype).view(array.shape))
+    return tensors
+
+
+_TORCH_TYPES = {np.dtype(name).str: getattr(torch, name) for name in ("int64", "int32", "float32", "bool")}
+
+
+def make_staging(device: torch.device, capacity_bytes: int) -> HostStaging | PinnedStaging:
+    return PinnedStaging(device, capacity_bytes) if device.type == "cuda" else HostStaging()
+
+
+def to_host(tensor: torch.Tensor, *, num_rows: int | None = None) -> torch.Tensor:
+    """A tensor where the host can read it once the stream has got there; on a CPU, itself.
+
+    Args:
+        num_rows: the most rows there can be: page-locked memory of that size is taken, which the allocator then has
+            ready for the next call.
+    """
+    if tensor.device.type == "cpu":
+        return tensor
+    shape = (num_rows or tensor.shape[0], *tensor.shape[1:])
+    host = torch.empty(shape, dtype=tensor.dtype, pin_memory=True)[:tensor.shape[0]]
+    return host.copy_(tensor, non_blocking=True)

@@ -1,0 +1,154 @@
+"""The GPU's sampler against the reference, row by row; interpreted where there is no GPU."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from helpers.sampling import CASES, assert_same_draw, make_columns, make_logits, make_rows
+from helpers.triton_interpret import DEVICE
+
+from pelton.kernels.sampling import reference
+from pelton.kernels.sampling import triton as sampler
+from pelton.kernels.sampling.random import exponentials, token_word
+from pelton.kernels.sampling.reference import SamplingRow
+from pelton.kernels.sampling.state import SlotParams
+from pelton.kernels.sampling.triton_random import log_exponentials, vocab_words
+from pelton.types import SamplingParams
+
+
+def draw(logits, rows):
+    """Through device state with the rows in slots of their own, in another order."""
+    num_rows, vocab_size = logits.shape
+    columns = make_columns(rows, vocab_size)
+    slots = torch.arange(num_rows).flip(0) + 1
+    state = SlotParams(num_rows + 2, vocab_size, torch.device(DEVICE))
+    params = state.pack([row.params for row in rows])
+    state.params[slots] = torch.from_numpy(params).to(DEVICE)
+    state.seeds[slots] = torch.tensor([row.seed for row in rows], device=DEVICE)
+    for row, counts in columns.counts.items():
+        state.counts[slots[row]] = counts.to(DEVICE)
+    device_rows = state.rows(slots.to(DEVICE), torch.from_numpy(columns.position.astype(np.int32)).to(DEVICE))
+    logits = logits.clone().to(DEVICE)
+    sampler.adjust(logits, device_rows, **{
+        name: value and tuple(torch.from_numpy(array).to(DEVICE) for array in value) if name == "bias" else
+        None if value is None else torch.from_numpy(value).to(DEVICE)
+        for name, value in columns.flat_adjustments(vocab_size).items()}, has_penalties=bool(columns.counts))
+    tokens = sampler.sample(logits, device_rows, truncates=bool(columns.truncates(vocab_size).any())).cpu()
+    assert state.last_tokens.cpu()[slots].tolist() == tokens.tolist()
+    for row, counts in columns.counts.items():
+        counts[tokens[row]] += 2
+        assert state.counts[slots[row]].tolist() == counts.tolist()
+    return tokens
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied", "extreme"])
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_reference(case, kind):
+    seed = np.random.SeedSequence().entropy % 2**32
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    vocab_size = int(rng.integers(310, 420))
+    num_rows = 6 if kind == "extreme" else 3
+    rows = make_rows(CASES[case], vocab_size, num_rows, rng)
+    logits = make_logits(kind, num_rows, vocab_size, torch.Generator().manual_seed(seed))
+    drawn = draw(logits, rows)
+    for i, row in enumerate(rows):
+        assert_same_draw(logits[i], row, int(drawn[i]))
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied"])
+def test_several_chunks(kind):
+    """Exact ties at the cut and at the top lie in several chunks."""
+    vocab_size = 9001
+    params = [SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_k=5000, temperature=9.0),
+              SamplingParams(top_p=0.999, temperature=50.0), SamplingParams(min_p=0.01, temperature=2.0),
+              SamplingParams(top_k=4500, top_p=0.99, temperature=60.0)]
+    rows = [SamplingRow(params=p, prompt_ids=(1, 2), seed=i) for i, p in enumerate(params)]
+    logits = make_logits(kind, len(rows), vocab_size, torch.Generator().manual_seed(5))
+    drawn = draw(logits, rows)
+    for i, row in enumerate(rows):
+        assert_same_draw(logits[i], row, int(drawn[i]))
+
+
+def test_mixed_batch_draws_what_each_row_draws_alone():
+    rng = np.random.default_rng(3)
+    rows = [make_rows(params, 500, 1, rng)[0] for params in CASES.values()]
+    logits = make_logits("normal", len(rows), 500, torch.Generator().manual_seed(1))
+    together = draw(logits, rows).tolist()
+    assert together == [int(draw(logits[i:i + 1], [row])) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(("params", "expected"), [
+    (SamplingParams(top_p=0.5), {0, 1}),
+    (SamplingParams(top_k=3, top_p=0.6), {0, 1}),
+    (SamplingParams(min_p=1.0, top_p=0.75), {0, 1, 2}),
+    (SamplingParams(top_k=3), {0, 1, 2}),
+])
+def test_kept_sets_by_hand(params, expected):
+    """Four equal tokens and eight that together weigh as much as one of them."""
+    logits = torch.tensor([0.0] * 4 + [-math.log(8)] * 8)
+    if params.min_p == 0:
+        logits[4:] = -math.inf
+    rows = [SamplingRow(params=params, seed=i) for i in range(60)]
+    assert set(draw(logits.expand(60, -1), rows).tolist()) == expected
+
+
+def test_logits_without_a_number_still_give_a_token():
+    logits = torch.full((2, 50), math.nan)
+    rows = [SamplingRow(params=SamplingParams(temperature=t)) for t in (0.0, 1.0)]
+    assert all(0 <= token < 50 for token in draw(logits, rows).tolist())
+
+
+@triton.jit
+def _stream_kernel(words, logs, seed_ptr, position, first, NUM: tl.constexpr):
+    drawn = vocab_words(tl.load(seed_ptr), position + tl.program_id(0), first, NUM)
+    at = tl.program_id(0) * NUM + tl.arange(0, NUM)
+    tl.store(words + at, drawn.to(tl.int64))
+    tl.store(logs + at, log_exponentials(drawn))
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -2**63, 0x123456789ABCDEF])
+def test_stream_is_the_same_in_integers(seed):
+    words = torch.empty(2, 64, dtype=torch.int64, device=DEVICE)
+    logs = torch.empty(2, 64, device=DEVICE)
+    _stream_kernel[(2,)](words, logs, torch.tensor([seed], device=DEVICE), 77, 4096, NUM=64)
+    expected = [[token_word(seed, 77 + row, 4096 + token) for token in range(64)] for row in range(2)]
+    assert words.tolist() == expected
+    exact = np.log(-np.log1p(-(np.array(expected) * 2.0**-32 + 2.0**-33).clip(max=1 - 2.0**-24)))
+    np.testing.assert_allclose(logs.cpu().numpy(), exact, atol=2e-6, rtol=2e-6)
+    assert torch.allclose(logs.cpu(), exponentials(np.array(expected, dtype=np.uint64)).log(), atol=2e-6)
+
+
+def test_rare_words_keep_their_precision():
+    """The smallest and largest variates, which a uniform of 24 bits could not tell apart."""
+    @triton.jit
+    def kernel(words, logs, NUM: tl.constexpr):
+        at = tl.arange(0, NUM)
+        tl.store(logs + at, log_exponentials(tl.load(words + at).to(tl.uint32)))
+
+    words = torch.tensor([0, 1, 2, 255, 2**27, 2**28 - 1, 2**28, 2**28 + 1, 2**31, 2**32 - 2**10, 2**32 - 2, 2**32 - 1,
+                          3, 4, 5, 6], device=DEVICE)
+    logs = torch.empty(16, device=DEVICE)
+    kernel[(1,)](words, logs, NUM=16)
+    exact = exponentials(words.cpu().numpy()).double().log()
+    assert torch.allclose(logs.cpu().double(), exact, atol=3e-6, rtol=1e-6)
+    assert len(set(logs[:4].tolist())) == 4
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+@pytest.mark.parametrize("kind", ["normal", "tied"])
+def test_logprobs(kind, num_top):
+    vocab_size = 5003
+    logits = make_logits(kind, 4, vocab_size, torch.Generator().manual_seed(9))
+    chosen = [5002, 0, int(logits[2].argmax()), 4096]
+    rows = torch.tensor([3, 0, 2, 1])
+    ids, values, ranks = sampler.logprobs(logits.to(DEVICE), rows.to(DEVICE), torch.tensor(chosen, device=DEVICE),
+                                          num_top)
+    for i, row in enumerate(rows.tolist()):
+        expected = reference.logprobs(logits[row], chosen[i], num_top)
+        assert ids[i].tolist() == expected.token_ids
+        assert values[i].tolist() == pytest.approx(expected.logprobs, abs=1e-5)
+        assert int(ranks[i]) == expected.rank
