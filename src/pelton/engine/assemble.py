@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from pelton.config import ExecutorConfig
 from pelton.engine.loop import EngineLoop
 from pelton.engine.messages import Ready
+from pelton.engine.options import split_options
 from pelton.runner.runner import Runner
 from pelton.scheduler.scheduler import Scheduler
 
@@ -19,6 +22,27 @@ def make_loop(engine_dir: Path, config: ExecutorConfig) -> EngineLoop:
         CapacityError: it does not fit into memory.
     """
     return loop_over(Runner.from_engine(engine_dir, config), config)
+
+
+def make_random_loop(model: str, options: dict[str, Any], *, seed: int = 0) -> EngineLoop:
+    """The loop of a model whose weights are made up on the device: of its files only config.json is read.
+
+    Args:
+        model: a folder, a hub id or "pelton-tiny".
+        options: fields of BuildConfig and ExecutorConfig.
+
+    Raises:
+        ConfigError, CheckpointError: an option or the model is unusable. CapacityError: it does not fit into memory.
+    """
+    from pelton.build.limits import resolve_limits
+    from pelton.checkpoint.hf_config import load_model_config
+    from pelton.checkpoint.hub import resolve_config
+
+    build, run = split_options(options)
+    config = load_model_config(resolve_config(model))
+    if build.dtype != "auto":
+        config = dataclasses.replace(config, dtype=build.dtype)
+    return loop_over(Runner.from_config(config, resolve_limits(build, config), run, seed=seed), run)
 
 
 def loop_over(runner: Runner, config: ExecutorConfig) -> EngineLoop:

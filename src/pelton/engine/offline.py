@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pelton.config import ExecutorConfig
 from pelton.engine.executor import Executor
 from pelton.engine.messages import Stats
 from pelton.engine.options import resolve_engine
@@ -33,6 +32,8 @@ class ThroughputOptions:
     """Unmeasured runs before them."""
     seed: int = 0
     """Seed of the random prompts; no two prompts of one call are alike."""
+    random_weights: bool = False
+    """Make weights up on the device from the model's config.json, the only file that is read."""
     output: str | None = None
     """JSON file to write; none: only print."""
     json: bool = False
@@ -71,18 +72,24 @@ def measure_throughput(options: ThroughputOptions, engine_options: dict[str, Any
     Raises:
         ConfigError: the lengths or batch sizes do not fit the engine. PeltonError: it could not be loaded.
     """
-    engine_dir, run_config = resolve_engine(options.model, engine_options)
-    with Executor(engine_dir, run_config) as executor:
+    with _open(options, engine_options) as executor:
         limits = executor.loop.scheduler.limits
         if options.input_len > limits.max_input_len or options.input_len + options.output_len > limits.max_seq_len:
             raise ConfigError(f"input_len + output_len is {options.input_len + options.output_len}; this engine takes "
                               f"{limits.max_input_len} in and {limits.max_seq_len} in all")
         draw = random.Random(options.seed)
-        return [_measure(executor, size, options, draw, run_config) for size in options.batch_sizes]
+        return [_measure(executor, size, options, draw) for size in options.batch_sizes]
 
 
-def _measure(executor: Executor, size: int, options: ThroughputOptions, draw: random.Random,
-             run_config: ExecutorConfig) -> ThroughputRun:
+def _open(options: ThroughputOptions, engine_options: dict[str, Any]) -> Executor:
+    if options.random_weights:
+        from pelton.engine.assemble import make_random_loop
+
+        return Executor(make_random_loop(options.model, engine_options, seed=options.seed))
+    return Executor(*resolve_engine(options.model, engine_options))
+
+
+def _measure(executor: Executor, size: int, options: ThroughputOptions, draw: random.Random) -> ThroughputRun:
     vocab = executor.loop.scheduler.limits.vocab_size
     params = SamplingParams(max_tokens=options.output_len, ignore_eos=True, temperature=0.0, detokenize=False)
     walls: list[float] = []

@@ -1,0 +1,142 @@
+"""What one GPU reaches of its limit: decode by batch, all requests queued at once, prefill of one long prompt.
+
+Weights are made up on the device (normal, different in each tensor), prompts are random and distinct, the prefix cache
+is off, end-of-sequence is ignored; greedy at batch 1 and temperature 1 above. Decode-only rates are
+batch x 128 / (t(129 output tokens) - t(1 output token)) with prompts of 128 tokens.
+
+    python benchmarks/gpu_serve.py --only decode,prefill --models llama-3.1-8b --output results/nvidia-h200/X.json
+
+Prints one JSON line; each record is {name, value, unit, limit, share, peer}, the limit from bytes and FLOPs
+(pelton/physics.py), the peer what another server was measured to reach on an H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import environment, print_json
+
+from pelton.build.limits import resolve_limits
+from pelton.checkpoint.hf_config import load_model_config
+from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig
+from pelton.engine.assemble import loop_over
+from pelton.engine.executor import Executor
+from pelton.engine.offline import run_requests
+from pelton.physics import Roofline, find_hardware, prefill_flops
+from pelton.runner.runner import Runner
+from pelton.types import Request, SamplingParams
+
+SHAPES = Path(__file__).parent / "shapes"
+PARTS = ("decode", "offline", "prefill")
+PROMPT, NUM_DECODED = 128, 128
+PEERS = {  # vLLM 0.24 on the same GPU
+    "llama-3.1-8b.bf16.decode.b1": 207, "llama-3.1-8b.bf16.decode.b8": 1613, "llama-3.1-8b.bf16.decode.b32": 5954,
+    "llama-3.1-8b.bf16.decode.b64": 10781, "llama-3.1-8b.bf16.decode.b128": 17958,
+    "llama-3.1-8b.bf16.decode.b256": 23778, "qwen2.5-7b.bf16.decode.b1": 209,
+    "llama-3.1-8b.bf16.offline.1000-1000": 9554, "llama-3.1-8b.bf16.offline.128-128": 16948,
+}
+
+
+class Bench:
+    """One model on the GPU and what is measured of it."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        self.name, self.options = f"{name}.bf16", options
+        self.config = load_model_config(SHAPES / name)
+        build = BuildConfig(max_batch_size=options.max_batch_size, max_seq_len=16384,
+                            max_num_tokens=options.max_num_tokens)
+        run = ExecutorConfig(device="cuda", kv_cache_config=KvCacheConfig(enable_block_reuse=False))
+        began = time.perf_counter()
+        self.runner = Runner.from_config(self.config, resolve_limits(build, self.config), run)
+        self.ready_s = time.perf_counter() - began
+        self.executor = Executor(loop_over(self.runner, run))
+        self.roofline = Roofline(model=self.config, hardware=find_hardware(torch.cuda.get_device_name()))
+        self._draw = random.Random(0)
+
+    def run(self, num: int, num_in: int, num_out: int, temperature: float) -> float:
+        """Seconds from the first request queued to the last token."""
+        params = SamplingParams(max_tokens=num_out, ignore_eos=True, temperature=temperature, detokenize=False)
+        requests = [Request(self._draw.choices(range(self.config.vocab_size), k=num_in), sampling_params=params)
+                    for _ in range(num)]
+        seconds, num_tokens = run_requests(self.executor, requests)
+        assert num_tokens == num * num_out, "requests ended early"
+        return seconds
+
+    def decode(self) -> Iterator[dict[str, Any]]:
+        for size in self.options.batch_sizes:
+            temperature = float(size > 1)
+            times = {num_out: statistics.median(self.run(size, PROMPT, num_out, temperature)
+                                                for _ in range(self.options.num_runs))
+                     for num_out in (1 + NUM_DECODED, 1)}
+            rate = size * NUM_DECODED / (times[1 + NUM_DECODED] - times[1])
+            yield self.record(f"decode.b{size}", rate, "tokens/s",
+                              self.roofline.decode_tokens_per_s(size, PROMPT + NUM_DECODED / 2))
+
+    def offline(self) -> Iterator[dict[str, Any]]:
+        for num_in, num_out, num in ((128, 128, self.options.num_short), (1000, 1000, self.options.num_long)):
+            if not num:
+                continue
+            rate = num * num_out / self.run(num, num_in, num_out, 1.0)
+            limit = num_out / self.roofline.full_load(num_in, num_out, min(num, self.options.max_batch_size)).seconds
+            yield {**self.record(f"offline.{num_in}-{num_out}", rate, "tokens/s", limit), "num_requests": num}
+
+    def prefill(self) -> Iterator[dict[str, Any]]:
+        num_tokens = 8000
+        self.run(1, num_tokens, 1, 0.0)
+        seconds = statistics.median(self.run(1, num_tokens, 1, 0.0) for _ in range(5))
+        yield self.record(f"prefill.{num_tokens}", prefill_flops(self.config, num_tokens) / seconds / 1e12, "TFLOP/s",
+                          self.roofline.hardware.peak_flops("bf16") / 1e12)
+
+    def record(self, name: str, value: float, unit: str, limit: float) -> dict[str, Any]:
+        name = f"{self.name}.{name}"
+        record = {"name": name, "value": round(value, 2), "unit": unit, "limit": round(limit, 2),
+                  "share": round(value / limit, 4), "peer": PEERS.get(name)}
+        print(record, f"host {self.executor.stats().step_host_ms:.2f} ms/step", file=sys.stderr, flush=True)
+        return record
+
+    def memory(self) -> dict[str, float]:
+        """What the process took at most, beside what the ledger allows it, in GiB."""
+        ledger = self.runner.ledger
+        free, total = torch.cuda.mem_get_info()
+        gib = 2**30
+        return {"reserved_by_torch": torch.cuda.max_memory_reserved() / gib, "used": (total - free) / gib,
+                "ledger": (ledger.fixed_bytes + ledger.kv_blocks_bytes) / gib, "num_blocks": ledger.num_blocks,
+                "ready_s": self.ready_s}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts of {','.join(PARTS)}")
+    parser.add_argument("--models", default="llama-3.1-8b,qwen2.5-7b")
+    parser.add_argument("--batch-sizes", default="1,8,32,64,128,256")
+    parser.add_argument("--max-batch-size", type=int, default=256)
+    parser.add_argument("--max-num-tokens", type=int, default=8192)
+    parser.add_argument("--num-short", type=int, default=4096, help="requests of 128/128")
+    parser.add_argument("--num-long", type=int, default=512, help="requests of 1000/1000")
+    parser.add_argument("--num-runs", type=int, default=3)
+    parser.add_argument("--output", help="also write the result to this file")
+    options = parser.parse_args()
+    options.batch_sizes = [int(size) for size in options.batch_sizes.split(",")]
+    records, memory = [], {}
+    for name in options.models.split(","):
+        bench = Bench(name, options)
+        with bench.executor:
+            for part in options.only.split(","):
+                records += getattr(bench, part)()
+            memory[name] = bench.memory()
+        del bench
+        torch.cuda.empty_cache()
+    print_json({"benchmark": "gpu_serve", "gpu": torch.cuda.get_device_name(), "records": records, "memory": memory,
+                "environment": environment()}, options.output)
+
+
+if __name__ == "__main__":
+    main()
