@@ -29,17 +29,17 @@ _DIGIT_BITS = tl.constexpr(2)
 
 
 @triton.jit
-def param(params, slot, COLUMN: tl.constexpr):
+def param(slot_params, slot, COLUMN: tl.constexpr):
     """One float of a slot's parameters."""
-    return tl.load(params + slot * _NUM_PARAMS + COLUMN).to(tl.float32, bitcast=True)
+    return tl.load(slot_params + slot * _NUM_PARAMS + COLUMN).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def is_truncated(params, slot, vocab_size):
+def is_truncated(slot_params, slot, vocab_size):
     """Whether a slot draws at random from less than all tokens."""
-    top_k = tl.load(params + slot * _NUM_PARAMS + TOP_K)
-    is_cut = ((top_k > 0) & (top_k < vocab_size)) | (param(params, slot, TOP_P) < 1.0)
-    return (is_cut | (param(params, slot, MIN_P) > 0.0)) & (param(params, slot, TEMPERATURE) > 0.0)
+    top_k = tl.load(slot_params + slot * _NUM_PARAMS + TOP_K)
+    is_cut = ((top_k > 0) & (top_k < vocab_size)) | (param(slot_params, slot, TOP_P) < 1.0)
+    return (is_cut | (param(slot_params, slot, MIN_P) > 0.0)) & (param(slot_params, slot, TEMPERATURE) > 0.0)
 
 
 @triton.jit
@@ -50,22 +50,22 @@ def best_of(scores, ids):
 
 
 @triton.jit
-def _temperature(params, slot):
+def _temperature(slot_params, slot):
     """A slot's temperature, and 1 where it is greedy."""
-    temperature = param(params, slot, TEMPERATURE)
+    temperature = param(slot_params, slot, TEMPERATURE)
     return tl.where(temperature > 0.0, tl.maximum(temperature, _SMALLEST_TEMPERATURE), 1.0)
 
 
-@triton.jit(do_not_specialize=["row_stride", "vocab_size", "num_chunks"])
-def draw_chunk_kernel(logits, slots, positions, params, seeds, bests, best_ids, row_stride, vocab_size, num_chunks,
-                      CHUNK: tl.constexpr):
+@triton.jit(do_not_specialize=["vocab_size", "num_chunks"])
+def draw_chunk_kernel(logits, slots, positions, slot_params, seeds, bests, best_ids, row_stride, vocab_size,
+                      num_chunks, CHUNK: tl.constexpr):
     """The best token of one chunk of the vocabulary of one row, drawn from all tokens. Grid [R, chunks].
 
     Args:
         logits: [R, V] float32.
         slots: [R] int64.
         positions: [R] int32, index in its sequence of the token to be drawn.
-        params: [slots, NUM_PARAMS] int32.
+        slot_params: [slots, NUM_PARAMS] int32.
         seeds: [slots] int64.
         bests: [R, chunks, 2] float32: the best score, the largest logit.
         best_ids: [R, chunks] int32.
@@ -76,8 +76,8 @@ def draw_chunk_kernel(logits, slots, positions, params, seeds, bests, best_ids, 
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     scores = tl.load(logits + row * row_stride + ids, mask=ids < vocab_size, other=float("-inf"))
     largest = tl.max(scores, 0)
-    scores = (scores - tl.where(largest == float("-inf"), 0.0, largest)) / _temperature(params, slot)
-    if param(params, slot, TEMPERATURE) > 0.0:
+    scores = (scores - tl.where(largest == float("-inf"), 0.0, largest)) / _temperature(slot_params, slot)
+    if param(slot_params, slot, TEMPERATURE) > 0.0:
         words = vocab_words(tl.load(seeds + slot), tl.load(positions + row), chunk * CHUNK, CHUNK)
         scores -= log_exponentials(words)
     best, token = best_of(scores, ids)
@@ -88,7 +88,7 @@ def draw_chunk_kernel(logits, slots, positions, params, seeds, bests, best_ids, 
 
 
 @triton.jit(do_not_specialize=["vocab_size", "num_chunks"])
-def finish_kernel(bests, best_ids, kept_ids, slots, params, tokens, last_tokens, counts, vocab_size, num_chunks,
+def finish_kernel(bests, best_ids, kept_ids, slots, slot_params, tokens, last_tokens, counts, vocab_size, num_chunks,
                   HAS_KEPT: tl.constexpr, HAS_COUNTS: tl.constexpr, LANES: tl.constexpr):
     """The best of a row's chunks becomes its token and its slot's last one, and is counted. Grid [R].
 
@@ -106,18 +106,18 @@ def finish_kernel(bests, best_ids, kept_ids, slots, params, tokens, last_tokens,
     is_there = lanes < num_chunks
     largest = tl.load(bests + at * 2 + 1, mask=is_there, other=float("-inf"))
     scores = tl.load(bests + at * 2, mask=is_there, other=float("-inf"))
-    scores += (largest - tl.max(largest, 0)) / _temperature(params, slot)
+    scores += (largest - tl.max(largest, 0)) / _temperature(slot_params, slot)
     _, token = best_of(scores, tl.load(best_ids + at, mask=is_there, other=_NO_TOKEN))
     if HAS_KEPT:  # noqa: SIM102  what is constant when compiled stands alone
-        if is_truncated(params, slot, vocab_size):
+        if is_truncated(slot_params, slot, vocab_size):
             token = tl.load(kept_ids + row)
     token = tl.minimum(token, vocab_size - 1).to(tl.int64)  # without any number among the logits there is no best
     tl.store(tokens + row, token)
     tl.store(last_tokens + slot, token)
     if HAS_COUNTS:  # noqa: SIM102
-        if tl.load(params + slot * _NUM_PARAMS + IS_COUNTED) != 0:
-            at = counts + slot * vocab_size + token
-            tl.store(at, tl.load(at) + 2)
+        if tl.load(slot_params + slot * _NUM_PARAMS + IS_COUNTED) != 0:
+            count = counts + slot * vocab_size + token
+            tl.store(count, tl.load(count) + 2)
 
 
 @triton.jit
@@ -179,8 +179,9 @@ def _above(row_logits, vocab_size, largest, temperature, min_p, key, BLOCK: tl.c
     return count, mass
 
 
-@triton.jit(do_not_specialize=["row_stride", "vocab_size"])
-def draw_kept_kernel(logits, slots, positions, params, seeds, kept_ids, row_stride, vocab_size, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["vocab_size"])
+def draw_kept_kernel(logits, slots, positions, slot_params, seeds, kept_ids, row_stride, vocab_size,
+                     BLOCK: tl.constexpr):
     """The token of a row that truncates. Grid [R].
 
     The kept set is a prefix of the tokens by falling score, equal ones by rising id: all above a key, and the first
@@ -189,13 +190,13 @@ def draw_kept_kernel(logits, slots, positions, params, seeds, kept_ids, row_stri
     """
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
-    if is_truncated(params, slot, vocab_size) == 0:
+    if is_truncated(slot_params, slot, vocab_size) == 0:
         return
     row_logits = logits + row * row_stride
-    temperature = tl.maximum(param(params, slot, TEMPERATURE), _SMALLEST_TEMPERATURE)
-    top_k = tl.load(params + slot * _NUM_PARAMS + TOP_K)
-    top_p = param(params, slot, TOP_P)
-    min_p = param(params, slot, MIN_P)
+    temperature = tl.maximum(param(slot_params, slot, TEMPERATURE), _SMALLEST_TEMPERATURE)
+    top_k = tl.load(slot_params + slot * _NUM_PARAMS + TOP_K)
+    top_p = param(slot_params, slot, TOP_P)
+    min_p = param(slot_params, slot, MIN_P)
     lanes = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)

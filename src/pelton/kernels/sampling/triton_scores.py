@@ -19,26 +19,26 @@ _NUM_PARAMS = tl.constexpr(NUM_PARAMS)
 _NO_TOKEN = tl.constexpr(2147483647)
 
 
-@triton.jit(do_not_specialize=["row_stride", "vocab_size"])
-def penalize_kernel(logits, slots, params, counts, row_stride, vocab_size, CHUNK: tl.constexpr):
+@triton.jit(do_not_specialize=["vocab_size"])
+def penalize_kernel(logits, slots, slot_params, counts, row_stride, vocab_size, CHUNK: tl.constexpr):
     """Repetition, frequency and presence penalties of the rows that have any, in place. Grid [R, chunks]."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
-    if tl.load(params + slot * _NUM_PARAMS + IS_COUNTED) == 0:
+    if tl.load(slot_params + slot * _NUM_PARAMS + IS_COUNTED) == 0:
         return
     ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     is_there = ids < vocab_size
     seen = tl.load(counts + slot * vocab_size + ids, mask=is_there, other=0)
     scores = tl.load(logits + row * row_stride + ids, mask=is_there, other=0.0)
-    repetition = param(params, slot, REPETITION)
+    repetition = param(slot_params, slot, REPETITION)
     num_output = (seen >> 1).to(tl.float32)
     punished = tl.where(scores > 0, scores / repetition, scores * repetition)
-    punished -= param(params, slot, FREQUENCY) * num_output
-    punished -= tl.where(num_output > 0, param(params, slot, PRESENCE), 0.0)
+    punished -= param(slot_params, slot, FREQUENCY) * num_output
+    punished -= tl.where(num_output > 0, param(slot_params, slot, PRESENCE), 0.0)
     tl.store(logits + row * row_stride + ids, punished, mask=is_there & (seen > 0))
 
 
-@triton.jit(do_not_specialize=["row_stride", "vocab_size", "num_top", "num_chunks"])
+@triton.jit(do_not_specialize=["vocab_size", "num_top", "num_chunks"])
 def score_chunk_kernel(logits, rows, tokens, top_values, top_ids, stats, row_stride, vocab_size, num_top, num_chunks,
                        CHUNK: tl.constexpr):
     """What one chunk of one row knows: its likeliest tokens, largest, sum of exponentials, and how many beat the chosen
@@ -71,7 +71,7 @@ def score_chunk_kernel(logits, rows, tokens, top_values, top_ids, stats, row_str
         left = tl.where(left == token, _NO_TOKEN, left)
 
 
-@triton.jit(do_not_specialize=["row_stride", "num_top", "num_chunks"])
+@triton.jit(do_not_specialize=["num_top", "num_chunks"])
 def merge_scores_kernel(logits, rows, tokens, top_values, top_ids, stats, out_ids, out_values, out_ranks, row_stride,
                         num_top, num_chunks, LANES: tl.constexpr, CANDIDATES: tl.constexpr):
     """Joins a row's chunks. Grid [R].
