@@ -125,6 +125,12 @@ class ModelConfig:
     def scale(self) -> float:
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    @property
+    def context_len(self) -> int:
+        """Tokens the model can take: dynamic rope scaling stretches the context it was trained with by its factor."""
+        stretch = self.rope.factor if self.rope.kind == "dynamic" else 1.0
+        return int(self.max_position_embeddings * stretch)
+
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer in tokens, None for full attention."""
         return self.sliding_window if self.layer_kinds and self.layer_kinds[layer] == "sliding" else None

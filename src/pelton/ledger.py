@@ -111,7 +111,7 @@ class Ledger:
 
 def resolve_max_seq_len(model: ModelConfig, build: BuildConfig) -> int:
     """Prompt plus output tokens of one sequence: as asked for, else the model's context, at most 32,768."""
-    return build.max_seq_len or min(model.max_position_embeddings, DEFAULT_MAX_SEQ_LEN)
+    return build.max_seq_len or min(model.context_len, DEFAULT_MAX_SEQ_LEN)
 
 
 def predict_ledger(model: ModelConfig, build: BuildConfig, hardware: physics.Hardware, *, weight_dtype: str = "auto",

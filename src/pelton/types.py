@@ -282,7 +282,7 @@ class Sequence:
     """
 
     __slots__ = ("arrival", "awaited_key", "bad_words", "block_ids", "block_keys", "end_ids", "finish_reason", "index",
-                 "last_step", "max_len", "max_num_blocks", "num_cached_tokens", "num_in_flight", "num_keyed_blocks",
+                 "kv_variant", "last_step", "max_len", "max_num_blocks", "num_cached_tokens", "num_in_flight", "num_keyed_blocks",
                  "num_prefill_tokens", "num_prompt_tokens", "num_scheduled", "prompt_logprobs", "rank", "request",
                  "seed", "slot", "stop_ids", "stop_reason", "token_ids")
 
@@ -306,6 +306,7 @@ class Sequence:
         self.rank: tuple[float, int, int] = (0.0, arrival, index)  # lower runs first
         self.max_len = 0  # prompt plus output tokens where it ends at the latest
         self.max_num_blocks = 0  # blocks it holds by then
+        self.kv_variant = ""  # what its keys and values depend on beside its tokens; part of the prefix keys
         self.stop_ids: frozenset[int] = frozenset()  # end-of-sequence and stop ids
         self.bad_words = request.sampling_params.bad_words_token_ids
         self.num_prefill_tokens = 0  # tokens its slot was given; later ones were drawn there

@@ -89,3 +89,25 @@ def test_preemption_changes_nothing(case, overlap):
         assert executor.stats().num_preemptions > 0
         assert executor.stats().num_blocks_used == 0
     assert tokens == expected
+
+
+def test_rotation_by_length_shares_no_wrong_block(tmp_path):
+    """Past the original length dynamic scaling rotates a prompt by its whole length: equal prefixes differ then."""
+    path = make_checkpoint("LlamaForCausalLM", tmp_path, seed=5, max_position_embeddings=64,
+                           rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0})
+    draw = random.Random(2)
+    longest = [draw.randrange(6, 320) for _ in range(120)]
+    prompts = [longest[:40], longest[:90], longest, [*longest[:40], *[9] * 10]]
+    expected = [_reference_tokens(load_reference(path), prompt) for prompt in prompts]
+    engine_dir = ensure_engine(str(path), BuildConfig(tokens_per_block=16))
+    # Chunks of 32, and every prompt twice: the second time its own blocks are reused, and no other's.
+    config = ExecutorConfig(max_num_tokens=32, max_batch_size=8, kv_cache_config=KvCacheConfig(max_blocks=128))
+    with Executor(engine_dir, config) as executor:
+        for round_number in range(2):
+            for prompt, tokens in zip(prompts, expected, strict=True):
+                got, cached = _run(executor, [Request(prompt, sampling_params=GREEDY)])
+                assert got == [tokens]
+                if round_number:
+                    assert cached == [(len(prompt) - 1) // 16 * 16]
+        # The first round shared only the 32 tokens that prompts within the original length have in common.
+        assert executor.stats().num_cached_tokens == 32 + (32 + 80 + 112 + 48)

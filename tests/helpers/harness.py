@@ -40,10 +40,11 @@ class Harness:
     """Drives the loop; `depth` 0 is the synchronous mode, 1 overlap, 2 a pipeline of two stages."""
 
     def __init__(self, config: ExecutorConfig | None = None, *, depth: int = 1, is_eager: bool = False,
-                 fail_at: tuple[int, ...] = (), is_checked: bool = True, **limits):
+                 fail_at: tuple[int, ...] = (), is_checked: bool = True, kv_variant=None, **limits):
         self.limits = Limits(**limits)
         self.depth = depth
-        self.scheduler = Scheduler(self.limits, config or ExecutorConfig(), depth=max(depth, 1))
+        self.scheduler = Scheduler(self.limits, config or ExecutorConfig(), depth=max(depth, 1),
+                                   kv_variant=kv_variant)
         self.runner = FakeRunner(self.limits, eos_ids=EOS, is_eager=is_eager, fail_at=fail_at)
         self.completions: dict[tuple[str, int], Completion] = {}
         self.num_emitted = 0

@@ -15,11 +15,11 @@ def resolve_limits(options: BuildConfig, model: ModelConfig) -> Limits:
         ConfigError: more than the model's context length, a prompt without room for one output token, or a step too
             small for one token of each sequence.
     """
-    context = model.max_position_embeddings
+    context = model.context_len
     max_seq_len = resolve_max_seq_len(model, options)
     if max_seq_len > context:
         raise ConfigError(f"max_seq_len must be at most the model's context of {context} tokens "
-                          f"(max_position_embeddings), got {max_seq_len}")
+                          f"(max_position_embeddings, with rope scaling), got {max_seq_len}")
     if max_seq_len < 2:
         raise ConfigError(f"max_seq_len must be at least 2, one prompt and one output token, got {max_seq_len}")
     max_input_len = max_seq_len - 1 if options.max_input_len is None else options.max_input_len

@@ -70,7 +70,7 @@ def _sections(manifest: Manifest, ledger: Ledger, tuning: dict[str, Any], *,
             "shape": f"{model.num_layers} layers, hidden {model.hidden_size}, MLP {model.intermediate_size}, "
                      f"vocabulary {model.vocab_size:,}",
             "attention": f"{model.num_heads} heads over {model.num_kv_heads} KV heads of {model.head_dim}{window}",
-            "context": f"{model.max_position_embeddings:,} tokens, rope {model.rope.kind}",
+            "context": f"{model.context_len:,} tokens, rope {model.rope.kind}",
         },
         "engine": {
             "built": f"{manifest.created_at} by Pelton {manifest.pelton_version}, format {manifest.format_version}",

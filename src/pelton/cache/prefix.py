@@ -14,10 +14,15 @@ KEY_BYTES = 16
 _PERSON = b"pelton kv block"  # keeps these keys apart from other uses of the same hash
 
 
-def root_key(salt: str = "", adapter: str = "") -> bytes:
-    """The parent of a sequence's first block: requests share blocks only under the same salt and adapter."""
+def root_key(salt: str = "", variant: str = "") -> bytes:
+    """The parent of a sequence's first block: requests share blocks only under the same salt and variant.
+
+    Args:
+        salt: the request's own.
+        variant: what keys and values depend on beside the tokens: an adapter, a rotation that goes by length.
+    """
     digest = hashlib.blake2b(digest_size=KEY_BYTES, person=_PERSON)
-    for text in (salt, adapter):
+    for text in (salt, variant):
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(struct.pack("<I", len(encoded)) + encoded)
     return digest.digest()

@@ -10,6 +10,7 @@ from pelton.config import ExecutorConfig
 from pelton.engine.loop import EngineLoop
 from pelton.engine.messages import Ready
 from pelton.engine.options import split_options
+from pelton.models.rope import is_length_dependent, rope_salt
 from pelton.runner.runner import Runner
 from pelton.scheduler.scheduler import Scheduler
 
@@ -47,7 +48,13 @@ def make_random_loop(model: str, options: dict[str, Any], *, seed: int = 0) -> E
 
 def loop_over(runner: Runner, config: ExecutorConfig) -> EngineLoop:
     """A loop over a runner that is already loaded; the runner's limits are final."""
-    scheduler = Scheduler(runner.limits, config)
+    rope = runner.model_config.rope
+    by_length = is_length_dependent(rope)
+
+    def kv_variant(num_prompt_tokens: int, max_total_tokens: int) -> str:
+        return rope_salt(rope, num_prompt_tokens=num_prompt_tokens, max_total_tokens=max_total_tokens)
+
+    scheduler = Scheduler(runner.limits, config, kv_variant=kv_variant if by_length else None)
     return EngineLoop(scheduler, runner, overlap=config.overlap, end_ids=runner.eos_ids)
 
 

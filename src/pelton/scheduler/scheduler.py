@@ -14,6 +14,7 @@ A sequence is in one of three lists, each in rank order (ranking.py):
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from pelton.cache.blocks import BlockPool
 from pelton.config import ExecutorConfig
@@ -43,9 +44,12 @@ class Scheduler:
         config: policy, batching, chunking, queue length and block reuse are taken from it.
         depth: how many steps the loop leaves in flight while the next is planned (0 counts as 1). Beyond 1, a row whose
             mask is made on the host sits out until its last token is known.
+        kv_variant: (prompt tokens, most tokens in all) -> what a sequence's keys and values depend on beside its
+            tokens, for models whose rotation goes by length; sequences of different variants share no blocks.
     """
 
-    def __init__(self, limits: Limits, config: ExecutorConfig | None = None, *, depth: int = 1):
+    def __init__(self, limits: Limits, config: ExecutorConfig | None = None, *, depth: int = 1,
+                 kv_variant: Callable[[int, int], str] | None = None):
         config = config or ExecutorConfig()
         self.limits = limits
         self.config = config
@@ -55,6 +59,7 @@ class Scheduler:
         self._policy = POLICIES["guaranteed_no_evict" if is_static else config.scheduling_policy]
         self._tables = BlockTables(self.pool, self._policy, awaits_prefixes=not is_static)
         self._depth = depth
+        self._kv_variant = kv_variant
         self._waiting: list[Sequence] = []
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
@@ -91,6 +96,9 @@ class Scheduler:
         max_tokens = self.limits.max_seq_len if params.max_tokens is None else params.max_tokens
         seq.max_len = min(seq.num_prompt_tokens + max_tokens, max_total_tokens(self.limits))
         seq.max_num_blocks = -(-(seq.max_len - 1) // self.pool.tokens_per_block)
+        if self._kv_variant is not None:
+            most = min(seq.num_prompt_tokens + max_tokens, self.limits.max_seq_len)  # as the runner counts it
+            seq.kv_variant = self._kv_variant(seq.num_prompt_tokens, most)
         seq.stop_ids = frozenset(() if params.ignore_eos else seq.end_ids) | frozenset(params.stop_token_ids)
         seq.rank = ranking.rank(seq.request, seq.arrival, seq.index)
         if params.prompt_logprobs is not None:

@@ -122,7 +122,7 @@ class BlockTables:
             seq.block_keys = list(prompt_keys)
             num_keys = len(prompt_keys)
         tokens_per_block = self.pool.tokens_per_block
-        parent = seq.block_keys[-1] if num_keys else root_key(seq.request.cache_salt)
+        parent = seq.block_keys[-1] if num_keys else root_key(seq.request.cache_salt, seq.kv_variant)
         token_ids = seq.token_ids[num_keys * tokens_per_block:num_blocks * tokens_per_block]
         seq.block_keys += block_keys(parent, token_ids, tokens_per_block)
         if seq.request is not request:

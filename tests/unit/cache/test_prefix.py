@@ -43,11 +43,11 @@ def test_a_key_depends_on_everything_before_it():
 
 
 @pytest.mark.parametrize("other", [("b", ""), ("", "a"), ("", ""), ("a", "x"), ("ax", "")])
-def test_salt_and_adapter_keep_apart(other):
+def test_salt_and_variant_keep_apart(other):
     assert root_key("a", "") != root_key(*other)
 
 
-def test_salt_and_adapter_cannot_run_into_each_other():
+def test_salt_and_variant_cannot_run_into_each_other():
     assert root_key("ab", "c") != root_key("a", "bc")
 
 

@@ -109,6 +109,15 @@ def test_salt_keeps_apart():
     assert [cached(harness, request_id) for request_id in requests] == [0, 0, 8]
 
 
+def test_sequences_of_different_variants_share_nothing():
+    harness = Harness(depth=0, kv_variant=lambda num_prompt, most: "long" if most > 12 else "")
+    requests = []
+    for max_tokens in (3, 4, 3, 4):  # 9 prompt tokens: 12 and 13 in all
+        requests.append(harness.add([1] * 9, max_tokens=max_tokens))
+        harness.run()
+    assert [cached(harness, request_id) for request_id in requests] == [0, 0, 8, 8]
+
+
 def test_off_means_off():
     harness = Harness(make_config(reuse=False), depth=0)
     for _ in range(2):
