@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 ALGORITHM = "blake2b-128"
 CHUNK_BYTES = 16 * 2**20
@@ -97,6 +99,58 @@ def iter_checked(path: Path, entry: FileEntry, *, threads: int | None = None) ->
             offset, chunk = pending.popleft()
             yield offset, chunk.result()
             read_ahead(1)
+
+
+class ChunkSink(Protocol):
+    """What one thread does with the chunks it has read."""
+
+    def buffer(self) -> memoryview:
+        """CHUNK_BYTES of memory to read the next chunk into."""
+
+    def take(self, offset: int, num_bytes: int) -> None:
+        """The buffer holds num_bytes of the file from an offset, checked."""
+
+
+def drain_checked(path: Path, entry: FileEntry, make_sink: Callable[[], ChunkSink], *,
+                  threads: int | None = None) -> None:
+    """Reads a file into sinks: each thread has its own, reads chunks into its buffers, checks them and hands them on.
+
+    Args:
+        make_sink: called in each thread.
+
+    Raises:
+        DamagedFileError: the file is missing, truncated or altered; chunks that were handed on are good.
+        OSError: it cannot be read.
+    """
+    check_size(path, entry)
+    num_threads = max(1, min(threads or default_threads(), len(entry.chunks)))
+    left = iter(list(zip(_offsets(entry.size_bytes), entry.chunks, strict=True)))
+    lock = threading.Lock()
+
+    def work(fd: int) -> None:
+        sink = make_sink()
+        while True:
+            with lock:
+                offset, expected = next(left, (None, None))
+            if offset is None:
+                return
+            buffer = sink.buffer()[:min(CHUNK_BYTES, entry.size_bytes - offset)]
+            _read_into(fd, offset, buffer)
+            if digest(buffer) != expected:
+                raise DamagedFileError(f"{path.name} was altered between bytes {offset:,} and "
+                                       f"{offset + len(buffer):,}")
+            sink.take(offset, len(buffer))
+
+    with path.open("rb") as file, ThreadPoolExecutor(num_threads) as pool:
+        for done in [pool.submit(work, file.fileno()) for _ in range(num_threads)]:
+            done.result()
+
+
+def _read_into(fd: int, offset: int, buffer: memoryview) -> None:
+    """Fills a buffer; what a file that has shrunk does not give keeps its old content, which no digest fits."""
+    start = 0
+    while start < len(buffer) and (num := os.preadv(fd, [buffer[start:]], offset + start)):
+        start += num
 
 
 def _offsets(size_bytes: int) -> range:

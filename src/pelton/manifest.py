@@ -18,14 +18,24 @@ import importlib.metadata
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pelton.config import BuildConfig, Dtype, ModelConfig, ParallelConfig, from_dict, to_dict
 from pelton.errors import ConfigError, EngineError
-from pelton.hashing import ALGORITHM, CHUNK_BYTES, DamagedFileError, FileEntry, check_file, check_size, digest
+from pelton.hashing import (
+    ALGORITHM,
+    CHUNK_BYTES,
+    ChunkSink,
+    DamagedFileError,
+    FileEntry,
+    check_file,
+    check_size,
+    digest,
+)
+from pelton.hashing import drain_checked as _drain_checked
 from pelton.hashing import iter_checked as _iter_checked
 
 FORMAT_VERSION = 1
@@ -174,6 +184,19 @@ def iter_checked(engine_dir: Path, manifest: Manifest, name: str, *,
     """
     try:
         yield from _iter_checked(engine_dir / name, manifest.files[name], threads=threads)
+    except (DamagedFileError, OSError) as error:
+        raise _refusal(engine_dir, manifest, str(error)) from None
+
+
+def drain_checked(engine_dir: Path, manifest: Manifest, name: str, make_sink: Callable[[], ChunkSink], *,
+                  threads: int | None = None) -> None:
+    """One file's content into sinks, one per thread, hashed on the way (`hashing.drain_checked`).
+
+    Raises:
+        EngineError: the file is missing, truncated or altered.
+    """
+    try:
+        _drain_checked(engine_dir / name, manifest.files[name], make_sink, threads=threads)
     except (DamagedFileError, OSError) as error:
         raise _refusal(engine_dir, manifest, str(error)) from None
 

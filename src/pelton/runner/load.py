@@ -23,8 +23,7 @@ from pelton.manifest import (
 )
 from pelton.runner.limits import narrow
 from pelton.runner.memory import plan_memory
-
-_PAD_PREFIX = "_pad."  # fillers between tensors, see checkpoint/writer.py
+from pelton.runner.upload import PAD_PREFIX, upload_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,10 @@ def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
 
 def load_weights(engine_dir: Path, manifest: Manifest, device: torch.device, *,
                  rank: int = 0) -> dict[str, torch.Tensor]:
-    """The weights of one rank: checked by parallel threads against the manifest's hashes, then mapped.
+    """The weights of one rank, checked by parallel threads against the manifest's hashes.
 
-    On a CPU the tensors' memory is the file's pages, shared with other processes and not to be written to.
+    On a CPU they are then mapped: the tensors' memory is the file's pages, shared with other processes and not to be
+    written to. To a GPU they are copied while they are checked.
 
     Raises:
         EngineError: the file is missing or damaged.
@@ -73,9 +73,11 @@ def load_weights(engine_dir: Path, manifest: Manifest, device: torch.device, *,
     from safetensors import safe_open
 
     name = weights_name(rank)
+    if device.type == "cuda":
+        return upload_weights(engine_dir, manifest, name, device)
     verify_files(engine_dir, manifest, names=[name])
     with safe_open(str(engine_dir / name), framework="pt", device=str(device)) as file:
-        return {key: file.get_tensor(key) for key in file.keys() if not key.startswith(_PAD_PREFIX)}  # noqa: SIM118
+        return {key: file.get_tensor(key) for key in file.keys() if not key.startswith(PAD_PREFIX)}  # noqa: SIM118
 
 
 def default_num_threads() -> int:

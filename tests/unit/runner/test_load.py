@@ -15,6 +15,7 @@ from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.manifest import read_manifest, weights_name, write_manifest
 from pelton.runner.load import load_engine, load_weights
 from pelton.runner.runner import Runner, load_decoder_class
+from pelton.runner.upload import upload_weights
 from pelton.types import Batch, SamplingParams, SlotInit
 
 CPU = torch.device("cpu")
@@ -83,6 +84,36 @@ def test_weights_are_mapped_whole_and_without_fillers(built):
         ranges = [line.split("-", 1) for line in maps if name in line]
     start = weights["embed.weight"].data_ptr()
     assert any(int(low, 16) <= start < int(rest.split()[0], 16) for low, rest in ranges)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 2**16, 2**24])
+def test_uploaded_weights_equal_mapped_ones(checkpoint, tmp_path, monkeypatch, chunk_bytes):
+    """Tensors cut by chunks and several in one chunk, by several threads; a CPU stands in for the device."""
+    for module in ("hashing", "runner.upload"):
+        monkeypatch.setattr(f"pelton.{module}.CHUNK_BYTES", chunk_bytes)
+    build(checkpoint, tmp_path / "engine", OPTIONS)
+    manifest = read_manifest(tmp_path / "engine")
+    uploaded = upload_weights(tmp_path / "engine", manifest, weights_name(0), CPU, threads=3)
+    mapped = load_weights(tmp_path / "engine", manifest, CPU)
+    assert uploaded.keys() == mapped.keys()
+    for name, tensor in mapped.items():
+        assert uploaded[name].shape == tensor.shape
+        assert uploaded[name].equal(tensor), name
+
+
+@pytest.mark.parametrize("damage", ["flip", "header", "truncate", "remove"])
+def test_damaged_weights_are_not_uploaded(engine, damage):
+    path = engine / weights_name(0)
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        os.truncate(path, len(content) - 64)
+    elif damage == "remove":
+        path.unlink()
+    else:
+        content[len(content) // 2 if damage == "flip" else 9] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(EngineError, match=r"weights-0\.safetensors .*(altered|truncated|missing).*pelton build"):
+        upload_weights(engine, read_manifest(engine), weights_name(0), CPU)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
