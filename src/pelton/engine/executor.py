@@ -252,7 +252,7 @@ class Executor:
             _log.critical("the engine's loop failed", exc_info=True)
             failure = error
         self._tell_end(failure)
-        self._loop.runner.close()
+        self._loop.close()
 
     def _take_orders(self) -> bool:
         """Applies all waiting orders, sleeping while there is no work; False once told to stop."""

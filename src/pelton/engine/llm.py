@@ -189,7 +189,7 @@ class LLM:
     def _make_request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
         text, ids = _read_prompt(prompt)
         if ids is None:
-            ids = self.tokenizer.encode(text)
+            ids = self.tokenizer.encode(text) if text else []  # not even a bos token alone
         if not ids:
             raise RequestError("prompt is empty: give at least one token", param="prompt", code="empty_prompt")
         if params.bad_words:
@@ -230,7 +230,7 @@ def _read_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
     if text is not None and not isinstance(text, str):
         raise RequestError(f"prompt must be a string, got {type(text).__name__}", param="prompt")
     try:
-        if isinstance(ids, (str, bytes)):
+        if isinstance(ids, (str, bytes)) or (text is None and ids is None):
             raise TypeError
         return text, None if ids is None else [operator.index(token) for token in ids]
     except TypeError:

@@ -116,6 +116,13 @@ class EngineLoop:
         self._collect(news, keep=0)
         return news
 
+    def close(self) -> None:
+        """Ends the runner and lets go of it, and so of weights and cache. Nothing can be run any more."""
+        self._in_flight.clear()
+        runner = self.runner
+        del self.runner
+        runner.close()
+
     def stats(self) -> Stats:
         """The engine's state now."""
         host_ms = 1e3 * statistics.median(self._host_seconds) if self._host_seconds else 0.0

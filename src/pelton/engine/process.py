@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         socket.close()
         zmq.Context.instance().term()
         if loop is not None:  # last, as it waits for the device, which may be what failed
-            loop.runner.close()
+            loop.close()
     return 0
 
 
