@@ -59,9 +59,11 @@ class Problem:
 
 DECODES = [
     Problem("batch 64 x 4096", [(4095, 1)] * 64),
-    *(Problem(f"batch 1 x {n}", [(n - 1, 1)]) for n in (128, 512, 2048, 8192, 32768, 131072)),
+    *(Problem(f"batch 1 x {n}", [(n - 1, 1)]) for n in (128, 192, 512, 2048, 8192, 32768, 131072)),
     Problem("batch 8 x 1024", [(1023, 1)] * 8),
+    Problem("batch 64 x 192", [(191, 1)] * 64),
     Problem("batch 64 x 512", [(511, 1)] * 64),
+    Problem("batch 256 x 192", [(191, 1)] * 256),
     Problem("batch 256 x 512", [(511, 1)] * 256),
     Problem("batch 64: 131072 and 63 x 512", [(131071, 1)] + [(511, 1)] * 63),
     Problem("batch 128, 1 to 8192", [(37 * 61 * n % 8192, 1) for n in range(128)]),

@@ -13,13 +13,15 @@ from pelton.kernels.rotary import triton as rotary
 
 def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, tokens_per_block: int = 64,
            window: int | None = None, softcap: float | None = None, rotary_dim: int | None = None,
-           head_norm: bool = False) -> None:
-    """A mixed step of one decode row and one prompt: heads are (query heads, kv heads, head_dim)."""
+           head_norm: bool = False, num_decodes: int = 1) -> None:
+    """A mixed step of decode rows and one prompt: heads are (query heads, kv heads, head_dim)."""
     num_heads, num_kv_heads, head_dim = heads
     pool = torch.empty(4, 2, 2, num_kv_heads, tokens_per_block, head_dim, dtype=dtype)
-    meta = AttentionMetadata.from_rows([3, 0], [1, 9], [[0], [1]], num_decodes=1, tokens_per_block=tokens_per_block)
-    qkv = torch.empty(10, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
-    angles = rotary.prepare_angles(*torch.empty(2, 10, (rotary_dim or head_dim) // 2))
+    meta = AttentionMetadata.from_rows([3] * num_decodes + [0], [1] * num_decodes + [9], [[0]] * (num_decodes + 1),
+                                       num_decodes=num_decodes, tokens_per_block=tokens_per_block)
+    num_tokens = num_decodes + 9
+    qkv = torch.empty(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
+    angles = rotary.prepare_angles(*torch.empty(2, num_tokens, (rotary_dim or head_dim) // 2))
     norm = torch.empty(head_dim) if head_norm else None
     q, kv = rotary.rotate_and_store(qkv, angles, pool, 1, meta, num_heads=num_heads, q_norm=norm, k_norm=norm)
     plan = attention.plan(meta, pool, num_heads=num_heads, window=window)
@@ -28,12 +30,10 @@ def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, 
 
 CASES = {
     "llama-3.1-8b": partial(launch, (32, 8, 128)),
-    "llama-3.1-8b float16, blocks of 16": partial(launch, (32, 8, 128), torch.float16, tokens_per_block=16),
-    "qwen3, head norm": partial(launch, (16, 8, 128), head_norm=True),
-    "mistral, window": partial(launch, (32, 8, 128), window=4096),
+    "llama-3.1-8b, many rows, float16, blocks of 16": partial(launch, (32, 8, 128), torch.float16, num_decodes=20,
+                                                              tokens_per_block=16),
+    "qwen3 with head norm, window": partial(launch, (16, 8, 128), head_norm=True, window=4096),
     "gemma2-9b": partial(launch, (16, 8, 256), window=4096, softcap=50.0),
-    "phi-3, head_dim 96": partial(launch, (32, 32, 96)),
-    "tiny": partial(launch, (8, 2, 64), rotary_dim=32),
-    "float32": partial(launch, (32, 8, 128), torch.float32),
+    "phi-3, head_dim 96": partial(launch, (32, 32, 96), rotary_dim=72),
     "float32, head_dim 256": partial(launch, (16, 8, 256), torch.float32),
 }

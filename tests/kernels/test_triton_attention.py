@@ -16,7 +16,7 @@ from pelton.kernels.attention.triton import DecodeConfig, PrefillConfig
 from pelton.kernels.rotary import reference as rotary_reference
 from pelton.kernels.rotary import triton as rotary
 
-DECODE = DecodeConfig(tile=32, num_warps=4, num_stages=2, programs_per_processor=2, min_share=1)
+DECODE = DecodeConfig(tile=32, num_warps=4, num_stages=2, programs_per_processor=2)
 PREFILL = PrefillConfig(block_m=32, tile=32, num_warps=4, num_stages=2, use_descriptor=False)
 MIXES = {
     "first token": [(0, 1)],
@@ -73,12 +73,11 @@ def test_window_reads_no_older_blocks(window):
 
 
 @pytest.mark.parametrize("segment_cost", [1, 3])
-@pytest.mark.parametrize("min_share", [1, 5])
 @pytest.mark.parametrize("programs_per_processor", [1, 4])
 @pytest.mark.parametrize("slack", [0, 20])
-def test_shares_of_any_size(segment_cost, min_share, programs_per_processor, slack):
+def test_shares_of_any_size(segment_cost, programs_per_processor, slack):
     """However the line of tiles is cut, every piece is counted once."""
-    config = dataclasses.replace(DECODE, tile=16, segment_cost=segment_cost, min_share=min_share,
+    config = dataclasses.replace(DECODE, tile=16, segment_cost=segment_cost,
                                  programs_per_processor=programs_per_processor, slack=slack)
     check(Case([(n, 1) for n in (100, 0, 15, 260, 31)], heads=(4, 2, 16), device=DEVICE), decode_config=config)
 
@@ -112,6 +111,26 @@ def test_rows_that_pad_a_graph_come_out_as_zeros():
     got = attention.attend(q, None, case.pool, case.layer, plan, scale=32**-0.5)
     assert (got[[1, 3, 4]] == 0).all()
     assert relative_error(got[[0, 2]], case.reference()[[0, 2]]) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_tiles_through_descriptors(window):
+    config = dataclasses.replace(PREFILL, use_descriptor=True)
+    check(Case([(5, 1), (100, 60), (0, 40)], heads=(6, 2, 48), tokens_per_block=32, device=DEVICE), window=window,
+          prefill_config=config)
+
+
+def test_tiles_from_a_padded_buffer():
+    case = Case(MIXES["mixed"], device=DEVICE)
+    meta = case.meta
+    size = attention.queries_per_tile(case.pool, case.num_heads)
+    tiles = attention.cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes, size)
+    padded = np.concatenate((tiles, np.full((5, 2), -1, dtype=np.int32)))
+    meta.prefill_tiles = torch.from_numpy(padded).to(DEVICE)
+    meta.query_lens_host, meta.seq_lens_host, lens = [], [], (meta.query_lens_host, meta.seq_lens_host)
+    got = case.run(attention)
+    meta.query_lens_host, meta.seq_lens_host = lens
+    assert relative_error(got, case.reference()) <= TOLERANCE[torch.float32]
 
 
 def test_tiles_cover_every_query_once_most_keys_first():

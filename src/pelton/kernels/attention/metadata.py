@@ -38,6 +38,9 @@ class AttentionMetadata:
     workspace: Tensor | None = None
     """Scratch bytes [n] uint8 for attention on a GPU (kernels/attention/triton.py `workspace_bytes`), shared by all
     layers and windows; None lets it take memory of its own in every step."""
+    prefill_tiles: Tensor | None = None
+    """[n, 2] int32 of kernels/attention/triton.py `cut_tiles`, padded with row -1, where a CUDA graph runs rows of
+    several queries; None has them cut from the host's lists."""
     _slots: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property

@@ -2,7 +2,8 @@
 
 Nothing here waits for the device or reads a length from it. Decode rows need device tensors alone, so their launches
 can be captured in a CUDA graph and replayed with other lengths and blocks in the same buffers; rows past the real ones
-are padded with length 0 and come out as zeros. Tiles of prompts are cut on the host, from the `_host` lists.
+are padded with length 0 and come out as zeros. Tiles of prompts are cut on the host, from the `_host` lists, or come in
+a device buffer, padded with row -1, for steps with prompts that are captured too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pelton.kernels.attention.triton_decode import WORK_WIDTH, assign_kernel, de
 from pelton.kernels.attention.triton_prefill import prefill_kernel
 from pelton.kernels.gpu_features import LARGE_SHARED_BYTES, GpuFeatures, gpu_features
 
-_MAX_PROGRAMS_PER_PROCESSOR = 8
+_MAX_PROGRAMS_PER_PROCESSOR = 4
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,6 @@ class DecodeConfig:
     programs_per_processor: int
     segment_cost: int = 1
     """What the start and end of one (row, head) cost, in tiles."""
-    min_share: int = 4
-    """Least tiles of a program: below it, adding up the pieces costs more than it saves."""
     slack: int = 8
     """How many tiles longer a share may be for every program to serve one (row, head) alone."""
 
@@ -135,7 +134,8 @@ def plan(meta: AttentionMetadata, pool: Tensor, *, num_heads: int, window: int |
     features = gpu_features(pool.device)
     decode = prefill = None
     if meta.num_decodes:
-        decode = _plan_decode(meta, shape, window or 0, decode_config or decode_config_for(shape, features))
+        config = decode_config or decode_config_for(shape, features, meta.num_decodes)
+        decode = _plan_decode(meta, shape, window or 0, config)
     if meta.num_rows > meta.num_decodes:
         prefill = _plan_prefill(meta, pool, shape, prefill_config or prefill_config_for(shape, features))
     return Plan(meta, shape, window or 0, decode, prefill)
@@ -146,7 +146,8 @@ def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale
     """As the reference's; all keys and values are read from the pool. q may be a view with other heads behind each
     token's, as the rotary op returns it."""
     num_heads = plan.shape.num_kv_heads * plan.shape.group
-    assert q.stride()[1:] == (plan.shape.head_dim, 1) and q.stride(0) % plan.shape.head_dim == 0
+    assert q.stride()[1:] == (plan.shape.head_dim, 1), "each token's heads lie in one run"
+    assert q.stride(0) % plan.shape.head_dim == 0
     out = torch.empty(q.shape[0], num_heads * plan.shape.head_dim, dtype=q.dtype, device=q.device)
     if plan.decode is not None:
         _launch_decode(q, pool, out, layer, plan, plan.decode, scale, softcap)
@@ -155,15 +156,18 @@ def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale
     return out
 
 
-def decode_config_for(shape: Shape, features: GpuFeatures) -> DecodeConfig:
-    """The launch for a shape on a device."""
-    tile_bytes = 2 * shape.dim_pad * shape.dtype.itemsize  # of a token's key and value
-    if features.shared_bytes >= LARGE_SHARED_BYTES:
-        tile = max(16, min(64, 32 * 1024 // tile_bytes))
-        return DecodeConfig(tile=tile, num_warps=4, num_stages=3, programs_per_processor=2)
-    tile = max(16, min(64, 16 * 1024 // tile_bytes))
-    return DecodeConfig(tile=tile, num_warps=4, num_stages=3 if tile * tile_bytes <= 16 * 1024 else 2,
-                        programs_per_processor=2)
+def decode_config_for(shape: Shape, features: GpuFeatures, num_rows: int) -> DecodeConfig:
+    """The launch for a shape on a device; measured on an H200 at head_dim 128, elsewhere by equal bytes.
+
+    Few (row, head) are spread thin over programs with large tiles, which take less time per token one after another;
+    many short ones want more, smaller programs at once.
+    """
+    is_large = features.shared_bytes >= LARGE_SHARED_BYTES
+    is_few = is_large and num_rows * shape.num_kv_heads <= 2 * features.num_processors
+    tile_bytes = 16 * 1024 if is_few else 8 * 1024
+    tile = max(16, min(64, tile_bytes // (shape.dim_pad * shape.dtype.itemsize)))
+    return DecodeConfig(tile=tile, num_warps=4 if is_few else 2, num_stages=3,
+                        programs_per_processor=4 if is_large and not is_few else 2)
 
 
 def prefill_config_for(shape: Shape, features: GpuFeatures) -> PrefillConfig:
@@ -171,10 +175,17 @@ def prefill_config_for(shape: Shape, features: GpuFeatures) -> PrefillConfig:
     is_wide = shape.dim_pad > 128
     if shape.dtype.itemsize > 2:
         return PrefillConfig(block_m=32, tile=16 if is_wide else 32, num_warps=4, num_stages=1, use_descriptor=False)
-    if features.shared_bytes >= LARGE_SHARED_BYTES:
-        return PrefillConfig(block_m=128, tile=32 if is_wide else 64, num_warps=8, num_stages=3, use_descriptor=False)
-    return PrefillConfig(block_m=64 if is_wide else 128, tile=32, num_warps=4 if is_wide else 8, num_stages=2,
-                         use_descriptor=False)
+    if features.shared_bytes < LARGE_SHARED_BYTES:
+        return PrefillConfig(block_m=64, tile=32, num_warps=4, num_stages=2, use_descriptor=False)
+    tile = 32 if is_wide else 64
+    has_descriptors = features.capability >= 90 and tile <= shape.tokens_per_block
+    return PrefillConfig(block_m=64, tile=tile, num_warps=4, num_stages=3, use_descriptor=has_descriptors)
+
+
+def queries_per_tile(pool: Tensor, num_heads: int) -> int:
+    """Queries in one of `cut_tiles`, for who fills `AttentionMetadata.prefill_tiles`."""
+    shape = Shape.of(pool, num_heads)
+    return prefill_config_for(shape, gpu_features(pool.device)).block_m // shape.group
 
 
 def cut_tiles(query_lens: list[int], seq_lens: list[int], num_decodes: int, queries_per_tile: int) -> np.ndarray:
@@ -203,17 +214,19 @@ def _plan_decode(meta: AttentionMetadata, shape: Shape, window: int, config: Dec
     work = torch.empty(num_programs, WORK_WIDTH, dtype=torch.int32, device=device)
     decode = DecodePlan(num_rows, config, work, parts[2].view(torch.int32), parts[0], parts[1])
     assign_kernel[(num_programs,)](
-        meta.seq_lens, work, decode.counters, num_rows, num_programs, config.min_share, config.slack,
+        meta.seq_lens, work, decode.counters, num_rows, num_programs, config.slack,
         NUM_KV_HEADS=shape.num_kv_heads, TILE=config.tile, WINDOW=window, SEGMENT_COST=config.segment_cost,
         num_warps=4)
     return decode
 
 
 def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape, config: PrefillConfig) -> PrefillPlan:
-    tiles = torch.from_numpy(cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes,
-                                       config.block_m // shape.group))
-    if pool.device.type == "cuda":
-        tiles = tiles.pin_memory().to(pool.device, non_blocking=True)
+    tiles = meta.prefill_tiles
+    if tiles is None:
+        tiles = torch.from_numpy(cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes,
+                                           config.block_m // shape.group))
+        if pool.device.type == "cuda":
+            tiles = tiles.pin_memory().to(pool.device, non_blocking=True)
     pool_rows = None
     if config.use_descriptor:
         pool_rows = TensorDescriptor.from_tensor(pool.view(-1, shape.head_dim), [config.tile, shape.dim_pad])

@@ -2,9 +2,10 @@
 
 Lengths are known to the device alone, so one small kernel per step (`assign`) lays all (row, kv head, tile of keys) in
 one line and cuts it into equal shares, one per program of a grid that fills the GPU once, as in stream-K (Osama et al.
-2023), or, where that costs little, into shares of one (row, head) each. A long row beside many short ones is thus spread
-over the whole GPU, and nothing depends on the host knowing a length. Where a share ends within a (row, head), its programs leave partial sums in the workspace and the last of them
-to finish adds them up, in the order of the keys: the result does not depend on who was last.
+2023), or, where that costs little, into shares of one (row, head) each. A long row beside many short ones is thus
+spread over the whole GPU, and nothing depends on the host knowing a length. Where a share ends within a (row, head),
+its programs leave partial sums in the workspace, and the last of them to finish adds them up, in the order of the keys:
+the result does not depend on who was last.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pelton.kernels.attention.triton_pages import LOWEST, accumulate, scores_of, tile_blocks, tile_offsets
+from pelton.kernels.attention.triton_pages import LOWEST, accumulate, score_factor, scores_of, tile_blocks, tile_offsets
 
 WORK_WIDTH = 8
 """int32 per program: row, kv head, unit within them to begin at, units to do (negated: of this one alone), and the
 row's length; the rest is not used."""
 _ROW_CHUNK = tl.constexpr(1024)
+_LEAST_SHARE = tl.constexpr(0.5)
+"""A (row, head) of n tiles is cut into pieces of no less than this times √n: a tile in sequence costs some 0.5 µs and a
+piece to add up a fourth of that, so that is where the sum of both is least (measured on an H200 from 192 to 8,192
+tokens)."""
 
 
 @triton.jit
@@ -55,8 +60,8 @@ def _whole_share(tiles, num_programs, min_share, limit, NUM_KV_HEADS: tl.constex
     return low
 
 
-@triton.jit(do_not_specialize=["seq_lens", "counters", "num_rows", "num_programs", "min_share", "slack"])
-def assign_kernel(seq_lens, work, counters, num_rows, num_programs, min_share, slack,
+@triton.jit(do_not_specialize=["seq_lens", "counters", "num_rows", "num_programs", "slack"])
+def assign_kernel(seq_lens, work, counters, num_rows, num_programs, slack,
                   NUM_KV_HEADS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SEGMENT_COST: tl.constexpr):
     """Where each program of `decode_kernel` begins. One program per program.
 
@@ -68,11 +73,14 @@ def assign_kernel(seq_lens, work, counters, num_rows, num_programs, min_share, s
     program = tl.program_id(0)
     lanes = tl.arange(0, _ROW_CHUNK)
     total = 0
+    longest = 1
     for start in range(0, num_rows, _ROW_CHUNK):
         rows = start + lanes
         lens = tl.load(seq_lens + rows, mask=rows < num_rows, other=0)
         _, tiles = _tiles_of(lens, TILE, WINDOW)
+        longest = tl.maximum(longest, tl.max(tiles, 0))
         total += tl.sum(tl.where(rows < num_rows, (tiles + SEGMENT_COST) * NUM_KV_HEADS, 0), 0)
+    min_share = tl.maximum((tl.sqrt(longest.to(tl.float32)) * _LEAST_SHARE + 0.5).to(tl.int32), 1)
     share = tl.maximum((total + num_programs - 1) // num_programs, min_share)
     cost = share * 0 + SEGMENT_COST
     if (num_rows * NUM_KV_HEADS <= num_programs) & (num_rows <= _ROW_CHUNK):
@@ -166,8 +174,7 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
                 tl.debug_barrier()  # all threads' sums are written before one thread says so
                 num_done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
                 if num_done == num_pieces - 1:
-                    _add_pieces(out, sums, stats, row, head, first_program, num_pieces, NUM_KV_HEADS, GROUP,
-                                HEAD_DIM, DIM_PAD)
+                    _add_pieces(out, sums, stats, row, head, first_program, num_pieces, NUM_KV_HEADS, GROUP, HEAD_DIM)
                     tl.store(counter, 0)
         unit = segment + _units_of(num_tiles, share, cost)
         skipped = unit * 0
@@ -201,6 +208,7 @@ def _attend_tiles(q, pool, tables, table_stride, row, seq_len, begin, end, run, 
     total = tl.zeros([GROUP_PAD], tl.float32)
     table = tables + row.to(tl.int64) * table_stride
     blocks = tile_blocks(table, begin, seq_len, TOKENS_PER_BLOCK, TILE)
+    factor = score_factor(scale, softcap, HAS_SOFTCAP)
     for tile in tl.range(begin, end, num_stages=STAGES):
         position = tile * TILE + tokens
         is_seen = position < seq_len
@@ -213,37 +221,40 @@ def _attend_tiles(q, pool, tables, table_stride, row, seq_len, begin, end, run, 
         v = tl.load(at + NUM_KV_HEADS * TOKENS_PER_BLOCK * HEAD_DIM, mask=mask, other=0.0).to(q.dtype)
         scores = scores_of(q, k, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
-        acc, largest, total = accumulate(scores, v, acc, largest, total)
+        acc, largest, total = accumulate(scores, factor, v, acc, largest, total)
         blocks = tile_blocks(table, tile + 1, seq_len, TOKENS_PER_BLOCK, TILE)
     return acc, largest, total
 
 
 @triton.jit
 def _add_pieces(out, sums, stats, row, head, first_program, num_pieces, NUM_KV_HEADS: tl.constexpr,
-                GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr):
-    """Joins the partial sums of one (row, head) and writes its output; pieces lie with consecutive programs."""
-    NUM_QUERIES: tl.constexpr = triton.next_power_of_2(GROUP)
-    CHUNK: tl.constexpr = max(1, 4096 // (NUM_QUERIES * DIM_PAD))
-    group = tl.arange(0, NUM_QUERIES)
-    dims = tl.arange(0, DIM_PAD)
-    lanes = tl.arange(0, CHUNK)
-    acc = tl.zeros([NUM_QUERIES, DIM_PAD], tl.float32)
-    largest = tl.full([NUM_QUERIES], LOWEST, tl.float32)
-    total = tl.zeros([NUM_QUERIES], tl.float32)
-    for start in range(0, num_pieces, CHUNK):
-        piece = start + lanes
-        slot = (first_program + piece) * 2 + (piece == 0).to(tl.int32)
-        is_there = (piece < num_pieces)[:, None] & (group < GROUP)[None, :]
-        at = slot[:, None] * (2 * GROUP) + group[None, :]
-        piece_largest = tl.load(stats + at, mask=is_there, other=LOWEST)  # [CHUNK, NUM_QUERIES]
-        piece_total = tl.load(stats + GROUP + at, mask=is_there, other=0.0)
-        at = (slot[:, None, None] * GROUP + group[None, :, None]) * HEAD_DIM + dims[None, None, :]
-        is_sum = is_there[:, :, None] & (dims < HEAD_DIM)[None, None, :]
-        piece_acc = tl.load(sums + at, mask=is_sum, other=0.0)
-        new_largest = tl.maximum(largest, tl.max(piece_largest, 0))
-        shrink = tl.exp2(largest - new_largest)
-        weight = tl.exp2(piece_largest - new_largest[None, :])
-        total = total * shrink + tl.sum(piece_total * weight, 0)
-        acc = acc * shrink[:, None] + tl.sum(piece_acc * weight[:, :, None], 0)
-        largest = new_largest
-    _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS, GROUP, HEAD_DIM)
+                GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Joins the partial sums of one (row, head) and writes its output; pieces lie with consecutive programs.
+
+    Queries and dimensions are one flat axis, so that nothing moves between threads. Loads of several pieces are under
+    way together: the wait for each is what this costs.
+    """
+    SIZE: tl.constexpr = triton.next_power_of_2(GROUP * HEAD_DIM)
+    UNROLL: tl.constexpr = max(1, min(8, 4096 // SIZE))
+    lanes = tl.arange(0, SIZE)
+    is_there = lanes < GROUP * HEAD_DIM
+    stat = stats + lanes // HEAD_DIM
+    largest = tl.full([SIZE], LOWEST, tl.float32)
+    for piece in tl.range(0, num_pieces, loop_unroll_factor=UNROLL):
+        slot = _slot_of(first_program, piece)
+        largest = tl.maximum(largest, tl.load(stat + slot * (2 * GROUP), mask=is_there, other=LOWEST))
+    acc = tl.zeros([SIZE], tl.float32)
+    total = tl.zeros([SIZE], tl.float32)
+    for piece in tl.range(0, num_pieces, loop_unroll_factor=UNROLL):
+        slot = _slot_of(first_program, piece)
+        weight = tl.exp2(tl.load(stat + slot * (2 * GROUP), mask=is_there, other=LOWEST) - largest)
+        total += tl.load(stat + slot * (2 * GROUP) + GROUP, mask=is_there, other=1.0) * weight
+        acc += tl.load(sums + slot * (GROUP * HEAD_DIM) + lanes, mask=is_there, other=0.0) * weight
+    at = out + (row.to(tl.int64) * NUM_KV_HEADS + head) * (GROUP * HEAD_DIM) + lanes
+    tl.store(at, (acc / total).to(out.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
+def _slot_of(first_program, piece):
+    """Where a piece's sums lie: the first of a (row, head) is its program's last work, the others their first."""
+    return (first_program + piece) * 2 + tl.maximum(1 - piece, 0)

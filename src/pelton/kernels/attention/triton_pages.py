@@ -51,24 +51,33 @@ def tile_offsets(blocks, tile, run, runs_per_block, HEAD_DIM: tl.constexpr, DIM_
 
 @triton.jit
 def scores_of(q, k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
-    """q [M, D] and k [N, D] to [M, N] scores in units of log2(e): exp2 of them is the softmax's exp."""
+    """Scores of q [M, D] and k [N, D] but for a factor, `score_factor`: [M, N]."""
     k = k.to(q.dtype)
     if _IS_INTERPRETED:  # the interpreter multiplies bfloat16 as the integers it keeps them in
         q, k = q.to(tl.float32), k.to(tl.float32)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if HAS_SOFTCAP:
-        # tanh by the sigmoid: 2 sigmoid(2x) - 1
-        scores = softcap * LOG2_E * (2.0 * tl.sigmoid(scores * (2.0 * scale / softcap)) - 1.0)
-    else:
-        scores = scores * (scale * LOG2_E)
+        scores = 2.0 * tl.sigmoid(scores * (2.0 * scale / softcap)) - 1.0  # tanh
     return scores
 
 
 @triton.jit
-def accumulate(scores, v, acc, largest, total):
-    """One step of the online softmax (Milakov and Gimelshein 2018): scores [M, N] and v [N, D] into the sums."""
-    new_largest = tl.maximum(largest, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_largest[:, None])
+def score_factor(scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    """What `scores_of` are multiplied by to be in units of log2(e), so that exp2 is the softmax's exp."""
+    if HAS_SOFTCAP:
+        return softcap * LOG2_E
+    else:
+        return scale * LOG2_E
+
+
+@triton.jit
+def accumulate(scores, factor, v, acc, largest, total):
+    """One step of the online softmax (Milakov and Gimelshein 2018): scores [M, N] · factor and v [N, D] into the sums.
+
+    The factor, which is positive, is applied after the maximum: one multiply-add per score.
+    """
+    new_largest = tl.maximum(largest, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor - new_largest[:, None])
     shrink = tl.exp2(largest - new_largest)
     total = total * shrink + tl.sum(weights, 1)
     acc = acc * shrink[:, None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pelton.kernels.attention.triton_pages import LOWEST, accumulate, scores_of, tile_blocks, tile_offsets
+from pelton.kernels.attention.triton_pages import LOWEST, accumulate, score_factor, scores_of, tile_blocks, tile_offsets
 
 
 @triton.jit(do_not_specialize=["tiles", "query_start", "seq_lens", "tables", "heads_per_token", "table_stride",
@@ -90,6 +90,7 @@ def _attend_tiles(acc, largest, total, q, pool, pool_rows, table, seq_len, posit
     """Tiles [begin, end) of a row's keys; MASKED where some query of the tile does not see some of them."""
     dims = tl.arange(0, DIM_PAD)
     blocks = tile_blocks(table, begin, seq_len, TOKENS_PER_BLOCK, TILE)
+    factor = score_factor(scale, softcap, HAS_SOFTCAP)
     for tile in tl.range(begin, end, num_stages=STAGES):
         key = tile * TILE + tl.arange(0, TILE)
         if USE_DESCRIPTOR:
@@ -119,6 +120,6 @@ def _attend_tiles(acc, largest, total, q, pool, pool_rows, table, seq_len, posit
             if WINDOW > 0:
                 is_seen = is_seen & (key[None, :] > position[:, None] - WINDOW)
             scores = tl.where(is_seen, scores, float("-inf"))
-        acc, largest, total = accumulate(scores, v, acc, largest, total)
+        acc, largest, total = accumulate(scores, factor, v, acc, largest, total)
         blocks = tile_blocks(table, tile + 1, seq_len, TOKENS_PER_BLOCK, TILE)
     return acc, largest, total

@@ -24,7 +24,8 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
     that pads a CUDA graph's batch) is not written to the pool."""
     num_tokens, num_kv_heads, tokens_per_block, head_dim = qkv.shape[0], *pool.shape[3:]
     num_all_heads = num_heads + 2 * num_kv_heads
-    assert qkv.is_contiguous() and qkv.shape[1] == num_all_heads * head_dim
+    assert qkv.is_contiguous()
+    assert qkv.shape[1] == num_all_heads * head_dim
     cos, sin = angles
     half_dim = cos.shape[1]
     half_pad = triton.next_power_of_2(half_dim)
