@@ -82,11 +82,11 @@ def mixed_requests(num, seed):
     params = [
         {"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05, "temperature": 0.7},
         {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2}, {"logit_bias": {7: 4.0}},
-        {"min_tokens": 8}, {"logprobs": 4}, {"logprobs": 2, "repetition_penalty": 1.5}, {"prompt_logprobs": 3},
+        {"min_tokens": 1}, {"logprobs": 4}, {"logprobs": 2, "repetition_penalty": 1.5}, {"prompt_logprobs": 3},
         {"bad_words_token_ids": ((5, 6), (9,))},
     ]
     return [Request([draw.randrange(6, 320) for _ in range(draw.randrange(1, 150))], sampling_params=SamplingParams(
-        max_tokens=draw.randrange(1, 60), seed=i, ignore_eos=bool(i % 2), **params[i % len(params)]))
+        max_tokens=draw.randrange(2, 60), seed=i, ignore_eos=bool(i % 2), **params[i % len(params)]))
         for i in range(num)]
 
 

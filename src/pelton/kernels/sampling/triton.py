@@ -15,7 +15,7 @@ from torch import Tensor
 from pelton.kernels.sampling.triton_draw import draw_chunk_kernel, draw_kept_kernel, finish_kernel
 from pelton.kernels.sampling.triton_scores import merge_scores_kernel, penalize_kernel, score_chunk_kernel
 
-_CHUNK = 4096
+_CHUNK = 2048
 _BLOCK = 2048
 _MAX_TOP = 32
 

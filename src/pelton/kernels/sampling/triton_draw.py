@@ -1,8 +1,8 @@
 """Drawing one token per row in Triton: chunks of the vocabulary side by side, the kept set of rows that truncate.
 
-Scores are logarithms, (logit - largest) / temperature - log(exponential), whose largest is that of p / exponential
-(random.py); a greedy row's score is logit - largest. A chunk goes by its own largest logit, so that no temperature
-makes a score overflow. Of equal scores the lowest id wins, so the order of chunks decides nothing.
+A score is p / exponential (random.py) with p = exp((logit - largest) / temperature), and logit - largest where a row
+is greedy. A chunk goes by its own largest logit until chunks are compared. Of equal scores the lowest id wins, so the
+order of chunks decides nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pelton.kernels.sampling.triton_random import log_exponentials, vocab_words
+from pelton.kernels.sampling.triton_random import exponentials, vocab_words
 
 # Columns of a slot's parameters, int32 [NUM_PARAMS]; floats as their bits.
 NUM_PARAMS = 8
@@ -76,10 +76,10 @@ def draw_chunk_kernel(logits, slots, positions, slot_params, seeds, bests, best_
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     scores = tl.load(logits + row * row_stride + ids, mask=ids < vocab_size, other=float("-inf"))
     largest = tl.max(scores, 0)
-    scores = (scores - tl.where(largest == float("-inf"), 0.0, largest)) / _temperature(slot_params, slot)
+    scores -= tl.where(largest == float("-inf"), 0.0, largest)
     if param(slot_params, slot, TEMPERATURE) > 0.0:
         words = vocab_words(tl.load(seeds + slot), tl.load(positions + row), chunk * CHUNK, CHUNK)
-        scores -= log_exponentials(words)
+        scores = tl.exp(scores / _temperature(slot_params, slot)) / exponentials(words)
     best, token = best_of(scores, ids)
     at = row * num_chunks + chunk
     tl.store(bests + at * 2, best)
@@ -106,7 +106,11 @@ def finish_kernel(bests, best_ids, kept_ids, slots, slot_params, tokens, last_to
     is_there = lanes < num_chunks
     largest = tl.load(bests + at * 2 + 1, mask=is_there, other=float("-inf"))
     scores = tl.load(bests + at * 2, mask=is_there, other=float("-inf"))
-    scores += (largest - tl.max(largest, 0)) / _temperature(slot_params, slot)
+    below = largest - tl.max(largest, 0)
+    if param(slot_params, slot, TEMPERATURE) > 0.0:
+        scores *= tl.exp(below / _temperature(slot_params, slot))
+    else:
+        scores += below
     _, token = best_of(scores, tl.load(best_ids + at, mask=is_there, other=_NO_TOKEN))
     if HAS_KEPT:  # noqa: SIM102  what is constant when compiled stands alone
         if is_truncated(slot_params, slot, vocab_size):
@@ -224,7 +228,7 @@ def draw_kept_kernel(logits, slots, positions, slot_params, seeds, kept_ids, row
         key = tl.maximum(key, top_p_key)
     seed = tl.load(seeds + slot)
     position = tl.load(positions + row)
-    best = tl.full([], float("-inf"), tl.float32)
+    best = tl.full([], -1.0, tl.float32)
     token = tl.full([], _NO_TOKEN, tl.int32)
     num_seen = tl.full([], 0, tl.int32)
     for start in range(0, vocab_size, BLOCK):
@@ -235,7 +239,7 @@ def draw_kept_kernel(logits, slots, positions, slot_params, seeds, kept_ids, row
         is_kept = (keys > key) | (is_tied & (order <= num_tied))
         num_seen += tl.sum(is_tied.to(tl.int32), 0)
         words = vocab_words(seed, position, start, BLOCK)
-        scores = tl.where(is_kept & (probs > 0.0), tl.log(probs) - log_exponentials(words), float("-inf"))
+        scores = tl.where(is_kept, probs / exponentials(words), -1.0)
         chunk_best, chunk_token = best_of(scores, ids)
         if chunk_best > best:
             best = chunk_best

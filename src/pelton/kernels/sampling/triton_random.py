@@ -42,10 +42,26 @@ def vocab_words(seed, position, first_token, NUM_TOKENS: tl.constexpr):
 
 
 @triton.jit
-def log_exponentials(words):
-    """Logarithms of the exponential variates of random words."""
+def exponentials(words):
+    """Exponential variates of random words; the integers decide, rounding aside."""
     v = words.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 2**-32, 2**-33
     v = tl.minimum(v, 0.999999940395355)  # 1 - 2**-24
     # -log(1 - v) by its series where 1 - v would round the small variates, which win, away.
-    series = 1.0 + v * (1 / 2 + v * (1 / 3 + v * (1 / 4 + v * (1 / 5 + v * (1 / 6 + v * (1 / 7))))))
-    return tl.where(v < 0.0625, tl.log(v * series), tl.log(-tl.log(tl.maximum(1.0 - v, 5.9604644775390625e-08))))
+    series = v * (1.0 + v * (1 / 2 + v * (1 / 3 + v * (1 / 4 + v * (1 / 5 + v * (1 / 6 + v * (1 / 7)))))))
+    return tl.where(v < 0.0625, series, -_log(1.0 - v))
+
+
+@triton.jit
+def _log(x):
+    """Natural logarithm of positive normal numbers, within 2e-7 of itself: 20 instructions, where the library's takes
+    40 for the sake of numbers that do not occur here.
+
+    x = 2**e · (1 + f) with f between -1/3 and 1/3; the polynomial is log(1 + f) fitted at Chebyshev nodes.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F2AAAAB) >> 23  # of 2/3: what is below goes with the power of two before
+    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    tail = 0.333333198 + f * (-0.249999431 + f * (0.200038354 + f * (-0.166733983 + f * (
+        0.141169779 + f * (-0.122872365 + f * (0.134337748 + f * -0.124298663))))))
+    square = f * f
+    return exponent.to(tl.float32) * 0.6931471805599453 + (f - 0.5 * square + square * f * tail)
