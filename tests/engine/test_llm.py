@@ -351,7 +351,7 @@ def test_an_event_loop_that_is_closed_under_a_stream_harms_nobody(llm, caplog):
     loop.run_until_complete(anext(stream))
     loop.close()
     until_idle(llm)
-    assert "callback failed" in caplog.text
+    assert caplog.text == ""
     assert texts(llm.generate(PROMPT, GREEDY)) != [""]
     asyncio.run(stream.aclose())
 

@@ -147,7 +147,14 @@ class LLM:
         result = assembly.result
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[list[Output]] = asyncio.Queue()
-        self._executor.enqueue_request(request, lambda outputs: loop.call_soon_threadsafe(news.put_nowait, outputs))
+
+        def deliver(outputs: list[Output]) -> None:
+            try:
+                loop.call_soon_threadsafe(news.put_nowait, outputs)
+            except RuntimeError:  # the event loop is closed: nobody reads any more
+                self._executor.cancel(request.request_id)
+
+        self._executor.enqueue_request(request, deliver)
         try:
             while not result.finished:
                 for output in await news.get():
