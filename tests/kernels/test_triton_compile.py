@@ -16,7 +16,7 @@ from helpers.triton_interpret import compiled_environment
 
 pytest.importorskip("triton")
 
-MODULES = ["helpers.aot_attention", "helpers.aot_sampling"]
+MODULES = ["helpers.aot_attention", "helpers.aot_linear", "helpers.aot_sampling"]
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}
 """Shared memory of a program: CUDA C++ Programming Guide, technical specifications per compute capability."""
 

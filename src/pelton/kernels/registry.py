@@ -26,7 +26,7 @@ OPS = ("linear", "norm", "rotary", "activation", "attention")
 _MODULES = {
     "reference": dict.fromkeys(OPS, "reference"),
     "cpu": dict.fromkeys(OPS, "cpu"),
-    "cuda": {**dict.fromkeys(OPS, "reference"), "rotary": "triton", "attention": "triton"},
+    "cuda": dict.fromkeys(OPS, "triton"),
 }
 
 

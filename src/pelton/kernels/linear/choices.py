@@ -1,0 +1,128 @@
+"""Which kernel runs a product: a table of measured choices, and what to do without one.
+
+A choice is made per weight shape and bucket of rows; `tuning.py` measures them, `build` stores them. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pelton.kernels.linear.stream import StreamConfig
+from pelton.kernels.linear.tiles import TileConfig
+from pelton.kernels.linear.vector import VectorConfig
+
+ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
+"""A product of M rows runs as chosen for the first bucket that holds M; above the last the library takes it."""
+_CONFIGS = {"vector": VectorConfig, "stream": StreamConfig, "tiles": TileConfig}
+_FIRST_DEPENDENT = 90
+"""Compute capability from which a kernel may start before the one before it ends."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A weight [n, k]; of a gated product the first half of the rows are gates."""
+
+    n: int
+    k: int
+    is_gated: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and how it is cut. The library's has no config."""
+
+    config: VectorConfig | StreamConfig | TileConfig | None = None
+    fuses_norm: bool = True
+    """Whether the product takes its norm with it; else the norm is a kernel of its own before it."""
+
+    @property
+    def kernel(self) -> str:
+        return next((name for name, cls in _CONFIGS.items() if isinstance(self.config, cls)), "library")
+
+
+LIBRARY = Choice(None, fuses_norm=False)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of tuning.json."""
+
+    n: int
+    k: int
+    is_gated: bool
+    num_rows: int
+    """The bucket."""
+    kernel: str
+    config: dict[str, int]
+    fuses_norm: bool
+    us: float
+    tb_per_s: float
+    """Bytes of weight over time."""
+    tflop_per_s: float
+    share_of_limit: float
+    """The shortest time that bandwidth and arithmetic allow, over the time taken."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.n, self.k, self.is_gated)
+
+    @property
+    def choice(self) -> Choice:
+        config = _CONFIGS[self.kernel](**self.config) if self.kernel in _CONFIGS else None
+        return Choice(config, self.fuses_norm)
+
+
+def bucket_of(num_rows: int) -> int | None:
+    """The first bucket that holds so many rows; None above the last."""
+    return next((bucket for bucket in ROW_BUCKETS if num_rows <= bucket), None)
+
+
+def default_choice(shape: Shape, bucket: int, capability: int) -> Choice:
+    """What measured best on an H200 (compute capability 9.0) for the shapes of Llama-3.1-8B, and what should do
+    anywhere."""
+    if bucket == 1:
+        return Choice(_vector_config(shape))
+    if capability == 90 and bucket <= 64:
+        return Choice(_stream_config(shape, bucket), fuses_norm=bucket <= 32 or shape.is_gated)
+    if bucket > 16:
+        return LIBRARY
+    num_splits = 1 if shape.n > 16384 else 2 if shape.n > 8192 else 4
+    return Choice(TileConfig(block_n=32 if shape.is_gated else 64, num_splits=num_splits))
+
+
+def _vector_config(shape: Shape) -> VectorConfig:
+    if shape.is_gated or shape.n > 16384 or shape.k > 8192:
+        return VectorConfig(4, 4096, 4)
+    return VectorConfig(16, 512, 4) if shape.n > 4096 else VectorConfig(16, 2048, 8)
+
+
+def _stream_config(shape: Shape, bucket: int) -> StreamConfig:
+    if shape.is_gated:
+        return StreamConfig(2, 128, 4) if bucket <= 16 else StreamConfig(2, 128, 2, num_splits=1)
+    if shape.n > 16384:
+        return StreamConfig(1, 128, 3, num_splits=1) if bucket <= 16 else StreamConfig(2, 128, 2, num_splits=1)
+    if bucket <= 16:
+        return StreamConfig(1, 128, 4, num_splits=4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=4)
+    return StreamConfig(1, 128, 4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=2)
+
+
+class Choices:
+    """Measured choices, with the built-in ones behind them."""
+
+    def __init__(self, measurements: Iterable[Measurement] = ()):
+        self._table = {(m.shape, m.num_rows): m.choice for m in measurements}
+
+    def choose(self, shape: Shape, num_rows: int, capability: int) -> Choice:
+        """The choice for a product of `num_rows` rows on a GPU of this compute capability (10 · major + minor)."""
+        bucket = bucket_of(num_rows)
+        if bucket is None:
+            return LIBRARY
+        key = (shape, bucket)
+        if key not in self._table:
+            self._table[key] = default_choice(shape, bucket, capability)
+        return self._table[key]

@@ -1,0 +1,194 @@
+"""Measures which kernel suits each product of a model, on the GPU that is here.
+
+Every candidate is timed as the model will run it, with its norm, activation and residual, over weights that do not fit
+the GPU's cache, one after the other in a CUDA graph. So the time of a kernel that fuses less includes the kernels that
+do the rest, and what dependent launch gains or loses is in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from pelton.config import ModelConfig
+from pelton.kernels.gpu_features import gpu_features
+from pelton.kernels.linear import tiles
+from pelton.kernels.linear import triton as linear
+from pelton.kernels.linear.choices import LIBRARY, ROW_BUCKETS, Choice, Measurement, Shape
+from pelton.kernels.linear.prologue import Norm
+from pelton.kernels.linear.stream import StreamConfig, pad_rows
+from pelton.kernels.linear.tiles import TileConfig
+from pelton.kernels.linear.vector import VectorConfig
+from pelton.kernels.linear.workspace import MAX_TILE
+
+_CYCLE_BYTES = 256 << 20
+"""Weights that a measurement goes through before it returns to the first: several times any GPU's cache."""
+_NUM_REPLAYS = 7
+_NUM_COMPILERS = 8
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product as a model uses it."""
+
+    shape: Shape
+    activation: str | None = None
+    has_norm: bool = False
+    has_bias: bool = False
+    has_residual: bool = False
+    is_logits: bool = False
+    """Whether the result is float32."""
+
+
+def model_products(config: ModelConfig, *, tp_size: int = 1) -> list[Product]:
+    """The products of one decoder layer and the head, as one of `tp_size` ranks runs them."""
+    is_fused = tp_size == 1 and not config.sandwich_norm
+    hidden, inner = config.hidden_size, config.intermediate_size // tp_size
+    kv_size = max(config.kv_size // tp_size, config.head_dim)
+    q_size = config.q_size // tp_size
+    products = [
+        Product(Shape(q_size + 2 * kv_size, hidden), has_norm=is_fused, has_bias=config.attention_bias),
+        Product(Shape(hidden, q_size), has_residual=is_fused, has_bias=config.output_bias),
+        Product(Shape(2 * inner, hidden, is_gated=True), config.activation, has_norm=is_fused,
+                has_bias=config.mlp_bias),
+        Product(Shape(hidden, inner), has_residual=is_fused, has_bias=config.mlp_bias),
+        Product(Shape(config.vocab_size // tp_size, hidden), is_logits=True),
+    ]
+    return list({product.shape: product for product in products}.values())
+
+
+def candidates(shape: Shape, bucket: int, capability: int) -> list[Choice]:
+    """What is worth measuring: few, so that a model is done in seconds."""
+    configs: list[VectorConfig | StreamConfig | TileConfig] = []
+    halves = (2,) if shape.is_gated else (1, 2)
+    if bucket == 1:
+        configs += [VectorConfig(*cut) for cut in ((4, 4096, 4), (8, 4096, 8), (16, 2048, 8), (16, 512, 4))]
+    elif capability == 90 and bucket <= 128:
+        for half in halves:
+            if half == 2:
+                cuts = ((128, 4, 0), (128, 3, 1), (128, 2, 1), (64, 4, 1))
+            elif shape.n > 16384:
+                cuts = ((128, 3, 1), (256, 3, 1))
+            else:
+                cuts = ((256, 3, 4), (256, 3, 2), (128, 4, 4), (128, 4, 0), (128, 6, 2))
+            configs += [StreamConfig(half, block_k, num_stages, num_splits=num_splits)
+                        for block_k, num_stages, num_splits in cuts]
+    elif bucket <= tiles.MAX_ROWS:
+        splits = (1,) if shape.n > 16384 else (2, 4)
+        configs += [TileConfig(block_n, 64, num_splits) for num_splits in splits
+                    for block_n in ((32,) if shape.is_gated else (32, 64))]
+    shared_bytes = 227 << 10
+    configs = [config for config in configs if not isinstance(config, StreamConfig)
+               or (config.shared_bytes(pad_rows(bucket)) <= shared_bytes
+                   and config.rows * config.halves * pad_rows(bucket) <= MAX_TILE)]
+    choices = [Choice(config) for config in configs]
+    if bucket >= 32:
+        choices += [Choice(config, fuses_norm=False) for config in configs]
+    return [*choices, LIBRARY]
+
+
+def tune(products: Sequence[Product], buckets: Iterable[int] = ROW_BUCKETS, *, device: torch.device,
+         dtype: torch.dtype = torch.bfloat16, read_tb_per_s: float, matrix_tflop_per_s: float,
+         on_result: Callable[[Measurement], None] | None = None) -> list[Measurement]:
+    """The best choice of each product and bucket.
+
+    Args:
+        products: of distinct shapes.
+        buckets: of ROW_BUCKETS.
+        device: the GPU; 1.5 GB or the largest weight must be free on it.
+        dtype: of weights and inputs.
+        read_tb_per_s, matrix_tflop_per_s: the GPU's limits, for the share reached.
+        on_result: called with every measurement that won, as it is made.
+
+    Returns:
+        One measurement per product and bucket, in that order.
+    """
+    bench = _Bench(products, device, dtype)
+    capability = gpu_features(device).capability
+    results = []
+    for product in products:
+        for bucket in buckets:
+            choices = [choice for choice in candidates(product.shape, bucket, capability)
+                       if product.has_norm or choice.fuses_norm or choice == LIBRARY]
+            seconds, choice = min(bench.time(product, bucket, choices), key=lambda timed: timed[0])
+            n, k = product.shape.n, product.shape.k
+            floor = max(n * k * dtype.itemsize / read_tb_per_s, 2 * bucket * n * k / matrix_tflop_per_s) / 1e12
+            results.append(Measurement(
+                n=n, k=k, is_gated=product.shape.is_gated, num_rows=bucket, kernel=choice.kernel,
+                config=asdict(choice.config) if choice.config is not None else {}, fuses_norm=choice.fuses_norm,
+                us=seconds * 1e6, tb_per_s=n * k * dtype.itemsize / seconds / 1e12,
+                tflop_per_s=2 * bucket * n * k / seconds / 1e12, share_of_limit=floor / seconds))
+            if on_result is not None:
+                on_result(results[-1])
+    return results
+
+
+class _Bench:
+    """Random weights, larger than the cache, cut to the shape that is measured."""
+
+    def __init__(self, products: Sequence[Product], device: torch.device, dtype: torch.dtype):
+        largest = max(product.shape.n * product.shape.k for product in products)
+        self._pool = torch.empty(max(largest, _CYCLE_BYTES // dtype.itemsize), dtype=dtype, device=device)
+        self._pool.normal_(std=0.02)
+        self._stream = torch.cuda.Stream(device)
+        self._device, self._dtype = device, dtype
+
+    def time(self, product: Product, num_rows: int, choices: Sequence[Choice]) -> Iterator[tuple[float, Choice]]:
+        """(seconds per product, choice) of each choice that can run."""
+        calls = {choice: list(self._calls(product, num_rows, choice)) for choice in choices}
+        with ThreadPoolExecutor(_NUM_COMPILERS) as compilers:
+            is_able = dict(zip(choices, compilers.map(lambda choice: self._can_run(calls[choice][0]), choices),
+                               strict=True))
+        for choice in choices:
+            if is_able[choice]:
+                yield self._replay(calls[choice]) / len(calls[choice]), choice
+
+    def _calls(self, product: Product, num_rows: int, choice: Choice) -> Iterator[Callable[[], Tensor]]:
+        n, k = product.shape.n, product.shape.k
+        num_outputs = n // 2 if product.shape.is_gated else n
+        options = {"dtype": self._dtype, "device": self._device}
+        x, bias = torch.randn(num_rows, k, **options), torch.randn(n, **options) if product.has_bias else None
+        norm = Norm(torch.ones(k, **options), 1e-5) if product.has_norm else None
+        residual = torch.randn(num_rows, num_outputs, **options) if product.has_residual else None
+        out_dtype = torch.float32 if product.is_logits else None
+        for index in range(max(1, min(8, self._pool.numel() // (n * k)))):
+            weight = linear.prepare_weight(self._pool[index * n * k : (index + 1) * n * k].view(n, k))
+            yield lambda weight=weight: linear.run(choice, x, weight, bias, norm=norm, act=product.activation,
+                                                   residual=residual, out_dtype=out_dtype)
+
+    def _can_run(self, call: Callable[[], Tensor]) -> bool:
+        """Compiles, and finds out whether the GPU has the registers and shared memory for it."""
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                call()
+        except Exception as error:
+            if "out of resource" in str(error):
+                return False
+            raise
+        return True
+
+    def _replay(self, calls: Sequence[Callable[[], Tensor]]) -> float:
+        """Median seconds of all calls, replayed as one graph."""
+        graph, times = torch.cuda.CUDAGraph(), []
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            with torch.cuda.graph(graph, stream=self._stream):
+                for call in calls:
+                    call()
+            graph.replay()
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(_NUM_REPLAYS + 1)]
+            for mark in marks:
+                mark.record()
+                if mark is not marks[-1]:
+                    graph.replay()
+            marks[-1].synchronize()
+            times = [start.elapsed_time(stop) / 1e3 for start, stop in itertools.pairwise(marks)]
+        seconds = median(times)
+        assert math.isfinite(seconds)
+        return seconds
