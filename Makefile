@@ -9,10 +9,12 @@ PORT ?= 8000
 URL ?= http://127.0.0.1:$(PORT)
 SERVE_ARGS ?=
 BENCH_ARGS ?= --concurrency 1,2,4,8 --prompt-tokens 16,64,256,900 --output-tokens 64 --num-requests 32
+comma := ,
+GPU_NAME = $(shell nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-')
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo test lint serve bench test-gpu clean
+.PHONY: help setup setup-system demo test lint serve bench bench-gpu test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,10 @@ serve: setup ## serve MODEL on PORT: make serve MODEL=Qwen/Qwen2.5-0.5B-Instruct
 
 bench: setup ## sweep the server at URL (make serve, in another terminal); the report goes to out/bench
 	@$(BIN)/pelton bench sweep $(URL) --output-dir out/bench $(BENCH_ARGS)
+
+bench-gpu: setup ## figures of one GPU against its limit (ONLY=decode,offline,prefill), to results/nvidia-h200 on an H200
+	@$(BIN)/python benchmarks/gpu_serve.py $(if $(ONLY),--only $(ONLY)) $(BENCH_GPU_ARGS) \
+	  --output results/$(GPU_NAME)/$$(date +%F)-gpu$(if $(ONLY),-$(subst $(comma),-,$(ONLY))).json
 
 test-gpu: setup ## the tests that need one or several GPUs
 	@$(BIN)/python -m pytest tests/gpu tests/multigpu -m 'gpu or multigpu' $(PYTEST_ARGS)

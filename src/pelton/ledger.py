@@ -84,12 +84,19 @@ class Ledger:
         """Sequences of `num_tokens` tokens each that the KV cache holds at once, in whole blocks."""
         return self.num_blocks // math.ceil(num_tokens / self.tokens_per_block)
 
+    def describe(self) -> str:
+        """The items in GiB, in one line."""
+        items = {"weights": self.weights_bytes, "activations": self.activations_bytes, "graphs": self.graphs_bytes,
+                 "workspace": self.workspace_bytes, "sampling state": self.sampling_state_bytes,
+                 "reserve": self.reserve_bytes, "KV blocks": self.kv_blocks_bytes}
+        return ", ".join(f"{name} {_gib(num_bytes)}" for name, num_bytes in items.items())
+
     def require_fit(self, num_tokens: int) -> None:
         """Raises CapacityError unless the KV cache holds one sequence of `num_tokens` tokens."""
         if self.num_sequences(num_tokens) < 1:
             raise CapacityError(
-                f"memory: {_gib(self.fixed_bytes)} of {_gib(self.memory_bytes)} GiB go to weights and the rest, which "
-                f"leaves {max(self.num_blocks, 0)} KV blocks of {self.tokens_per_block} tokens; one sequence of "
+                f"memory: {_gib(self.fixed_bytes)} of {_gib(self.memory_bytes)} GiB go to weights and the rest "
+                f"({self.describe()}), which leaves {max(self.num_blocks, 0)} KV blocks of {self.tokens_per_block} tokens; one sequence of "
                 f"{num_tokens} tokens needs {math.ceil(num_tokens / self.tokens_per_block)}; lower max_seq_len, "
                 "max_batch_size or max_num_tokens, or use a larger device")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from helpers.checkpoints import ARCHITECTURES, load_reference, make_checkpoint
 
+from pelton.build.limits import resolve_limits
 from pelton.build.prepare import ensure_engine
-from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig
+from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig, ModelConfig
 from pelton.engine.assemble import loop_over
 from pelton.engine.executor import Executor
+from pelton.errors import CapacityError
+from pelton.runner.memory import GPU_GROWTH_BYTES
 from pelton.runner.runner import Runner
 from pelton.types import Request, SamplingParams
 
@@ -156,13 +160,27 @@ def test_nothing_is_compiled_or_captured_after_ready(llama, monkeypatch):
 
 
 def test_memory_stays_within_the_ledger(llama):
+    """Of torch's allocator and of the whole process; what earlier tests left behind is in the reserve."""
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
     runner = Runner.from_engine(llama, ExecutorConfig(device="cuda"))
     with Executor(loop_over(runner, config())) as executor:
         run(executor, mixed_requests(60, seed=6))
     ledger = runner.ledger
     ours = ledger.fixed_bytes - ledger.reserve_bytes + ledger.kv_blocks_bytes
     free, total = torch.cuda.mem_get_info()
-    assert torch.cuda.max_memory_reserved() <= ours + 2**29
+    assert torch.cuda.max_memory_reserved() - before <= ours + GPU_GROWTH_BYTES
     assert total - free <= ledger.fixed_bytes + ledger.kv_blocks_bytes
+
+
+def test_too_large_a_model_is_refused_before_anything_is_allocated():
+    shape = ModelConfig(architecture="LlamaForCausalLM", vocab_size=128256, hidden_size=8192, intermediate_size=28672,
+                        num_layers=160, num_heads=64, num_kv_heads=8, head_dim=128, max_position_embeddings=4096)
+    torch.cuda.init()
+    before, began = torch.cuda.memory_allocated(), time.perf_counter()
+    with pytest.raises(CapacityError, match=r"go to weights and the rest \(weights 2\d\d\.\d\d, activations"):
+        Runner.from_config(shape, resolve_limits(BuildConfig(), shape), ExecutorConfig(device="cuda"))
+    assert time.perf_counter() - began < 1
+    assert torch.cuda.memory_allocated() == before
