@@ -69,7 +69,8 @@ class EventStream(Response):
         try:
             await unless_disconnected(self._send_all(send), receive)
         except ClientLeftError:
-            raise
+            if not self._has_begun:  # later there is nothing to answer any more
+                raise
         except Exception as error:
             if not self._has_begun:
                 raise
