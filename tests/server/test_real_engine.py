@@ -1,44 +1,26 @@
 """`pelton serve pelton-tiny` as users start it, with its engine process behind it."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import httpx
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from helpers.real_server import MAX_SEQ_LEN, MODEL, serving
 
 from pelton.engine.llm import LLM
 from pelton.types import SamplingParams
 
-MODEL = "pelton-tiny"
 PROMPT = "def fibonacci(n):\n    "
-MAX_SEQ_LEN = 512
-
-
-@contextlib.contextmanager
-def serving(log):
-    """A process that serves; (url, process)."""
-    command = [sys.executable, "-m", "pelton.cli", "serve", MODEL, "--port", "0", "--num-threads", "1", "--max-blocks",
-               "64", "--max-seq-len", str(MAX_SEQ_LEN), "--dtype", "float32"]  # exact enough for equal greedy tokens
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    line = process.stdout.readline()
-    assert line.startswith("Ready: "), log.read_text()
-    yield line.removeprefix("Ready: ").strip(), process
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0, log.read_text()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("serve") / "log") as server:
         yield server
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +31,8 @@ def llm():
 
 @pytest.fixture
 def client(server):
-    with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def metrics(url):
-    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", trust_env=False).text)
-    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
-
-
-def until_idle(url):
-    """Metrics once the engine has let go of everything; each asking waits for a step of the engine."""
-    for _ in range(1000):
-        samples = metrics(url)
-        if samples[("pelton_requests_running",)] == samples[("pelton_requests_waiting",)] == 0:
-            return samples
-    raise AssertionError(samples)
 
 
 def greedy(llm, prompt, **params):
@@ -106,7 +74,7 @@ def test_a_seed_repeats_and_stop_strings_end(client, server):
     stopped = run(stop=stop)
     assert stopped.choices[0].text == texts[0][:texts[0].index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
-    assert until_idle(server[0])[("pelton_kv_blocks_used",)] == 0
+    assert server.until_idle()[("pelton_kv_blocks_used",)] == 0
 
 
 def test_scores_of_a_prompt(client, llm):
@@ -127,12 +95,12 @@ def test_cached_prefixes_are_told(client, llm):
 
 
 def test_a_client_that_leaves_frees_its_blocks(client, server):
-    before = metrics(server[0])[("pelton_requests_total", "cancelled")]
+    before = server.metrics()[("pelton_requests_total", "cancelled")]
     stream = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=400, stream=True,
                                        extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    samples = until_idle(server[0])
+    samples = server.until_idle()
     assert samples[("pelton_kv_blocks_used",)] == 0
     assert samples[("pelton_requests_total", "cancelled")] == before + 1
 
@@ -142,7 +110,7 @@ def test_many_different_requests_at_once(server, llm):
     expected = [out.outputs[0].text for out in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24))]
 
     async def run():
-        async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             async def one(prompt):
                 stream = await client.completions.create(model=MODEL, prompt=prompt, max_tokens=24, temperature=0,
                                                          stream=True)
@@ -162,26 +130,26 @@ def test_what_the_engine_refuses(client):
 
 def test_two_servers_do_not_collide(server):
     """A second one on the same port is told so; the first goes on."""
-    port = server[0].rpartition(":")[2]
+    port = server.url.rpartition(":")[2]
     done = subprocess.run([sys.executable, "-m", "pelton.cli", "serve", MODEL, "--port", port, "--max-seq-len",
                            str(MAX_SEQ_LEN), "--dtype", "float32"], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 1
     assert "--port 0" in done.stderr.splitlines()[-1]
-    assert httpx.get(f"{server[0]}/health", trust_env=False).status_code == 200
+    assert server.get("/health").status_code == 200
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the child process in /proc")
 def test_an_engine_process_that_is_killed(tmp_path):
-    with serving(tmp_path / "log") as (url, process), openai.OpenAI(
-            base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    with serving(tmp_path / "log") as server, openai.OpenAI(
+            base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=400, stream=True,
                                            extra_body={"ignore_eos": True})
         next(iter(stream))
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(child), signal.SIGKILL)
+        os.kill(server.engine_pid, signal.SIGKILL)
         with pytest.raises(openai.APIError, match="engine process has ended"):
             list(stream)
-        assert httpx.get(f"{url}/health", trust_env=False).status_code == 503
+        assert server.get("/health").status_code == 503
         with pytest.raises(openai.InternalServerError, match="engine process has ended"):
             client.completions.create(model=MODEL, prompt=PROMPT)
-        assert metrics(url)[("pelton_engine_up",)] == 0
+        assert server.metrics()[("pelton_engine_up",)] == 0
+        server.stop()

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -257,12 +256,3 @@ def test_sigterm_while_loading(tmp_path):
     with serving(tmp_path / "log", env={**os.environ, "PELTON_CACHE": str(tmp_path / "cache")}):
         entries = list((tmp_path / "cache" / "engines").iterdir())
         assert len([path for path in entries if path.is_dir()]) == 1, entries
-
-
-def test_a_second_server_on_the_port_is_told_at_once(server):
-    port = server.url.rpartition(":")[2]
-    done = subprocess.run([sys.executable, "-m", "pelton.cli", "serve", MODEL, "--port", port], capture_output=True,
-                          text=True, timeout=DEADLINE_S)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(rf"pelton: error: port {port} .*--port 0.*\n", done.stderr)
-    assert server.get("/health").status_code == 200
