@@ -84,7 +84,7 @@ def generate(argv: list[str]) -> int:
 
     parser = _parser("generate", generate.__doc__)
     add_options(parser, GenerateOptions, BuildConfig, ExecutorConfig, positional=("model", "prompt"))
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     return run_generate(read_options(GenerateOptions, args), given_options((BuildConfig, ExecutorConfig), args))
 
 

@@ -184,26 +184,6 @@ class BuildConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineLimits:
-    """What a loaded engine can hold: its build's limits narrowed by the run's config and by memory."""
-
-    max_batch_size: int
-    """Sequences in one step."""
-    max_num_tokens: int
-    """Tokens in one step."""
-    max_seq_len: int
-    """Prompt plus output tokens of one sequence."""
-    max_input_len: int
-    """Prompt tokens of one sequence."""
-    tokens_per_block: int
-    num_blocks: int
-    """Blocks of the KV cache."""
-    vocab_size: int
-    max_exact_prefill: int | None = None
-    """Longest sequence whose prefill may be chunked or reuse a prefix (dynamic rope scaling); none: any."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class KvCacheConfig:
     """The paged KV cache at run time. Field names follow TensorRT-LLM."""
 

@@ -282,9 +282,9 @@ class Sequence:
     """
 
     __slots__ = ("arrival", "awaited_key", "bad_words", "block_ids", "block_keys", "end_ids", "finish_reason", "index",
-                 "kv_variant", "last_step", "max_len", "max_num_blocks", "num_cached_tokens", "num_in_flight", "num_keyed_blocks",
-                 "num_prefill_tokens", "num_prompt_tokens", "num_scheduled", "prompt_logprobs", "rank", "request",
-                 "seed", "slot", "stop_ids", "stop_reason", "token_ids")
+                 "kv_variant", "last_step", "max_len", "max_num_blocks", "num_cached_tokens", "num_in_flight",
+                 "num_keyed_blocks", "num_prefill_tokens", "num_prompt_tokens", "num_scheduled", "prompt_logprobs",
+                 "rank", "request", "seed", "slot", "stop_ids", "stop_reason", "token_ids")
 
     def __init__(self, request: Request, *, index: int, arrival: int, seed: int, end_ids: tuple[int, ...]):
         self.request = request
@@ -332,7 +332,3 @@ class Sequence:
     def num_tokens(self) -> int:
         """Known tokens plus those in flight."""
         return len(self.token_ids) + self.num_in_flight
-
-    @property
-    def is_finished(self) -> bool:
-        return self.finish_reason is not None

@@ -38,7 +38,7 @@ class PrefixDecoder:
         self.num_forwards += 1
         self.metas.append(meta)
         size = kv_pool.tokens_per_block
-        keys = kv_pool.layer_views[0][:, 0, 0]  # [block, token, 2]
+        keys = kv_pool.data[:, 0, 0, 0]  # [block, token, 2]
         for token, position, where in zip(token_ids.tolist(), positions.tolist(), meta.slot_mapping.tolist()):
             keys[where // size, where % size] = torch.tensor([float(token), float(position)])
         hidden = []

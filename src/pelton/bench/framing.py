@@ -60,10 +60,6 @@ class ResponseFramer:
     def is_done(self) -> bool:
         return self._part is _Part.DONE
 
-    @property
-    def has_started(self) -> bool:
-        return self.response.first_byte_ns is not None
-
     def feed(self, now_ns: int, data: bytes) -> bool:
         """Takes bytes that arrived at `now_ns`; True when the response is whole.
 

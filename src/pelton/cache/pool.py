@@ -18,14 +18,12 @@ class KvPool:
 
     Attributes:
         data: [block, layer, 2 (key, value), kv_head, token, dim].
-        layer_views: per layer, [block, 2, kv_head, token, dim] over the same memory.
     """
 
     def __init__(self, num_blocks: int, num_layers: int, num_kv_heads: int, tokens_per_block: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device | str = "cpu"):
         shape = (num_blocks, num_layers, 2, num_kv_heads, tokens_per_block, head_dim)
         self.data = _zeros(shape, dtype, torch.device(device))
-        self.layer_views = [self.data[:, layer] for layer in range(num_layers)]
 
     @property
     def num_blocks(self) -> int:
@@ -50,12 +48,6 @@ class KvPool:
     @property
     def num_bytes(self) -> int:
         return self.data.numel() * self.data.element_size()
-
-    @staticmethod
-    def bytes_per_block(num_layers: int, num_kv_heads: int, tokens_per_block: int, head_dim: int,
-                        dtype: torch.dtype) -> int:
-        """What one block takes, all layers together."""
-        return 2 * num_layers * num_kv_heads * tokens_per_block * head_dim * dtype.itemsize
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from pelton.config import ExecutorConfig, ParallelConfig
+from pelton.config import ExecutorConfig
 from pelton.errors import ConfigError, EngineError
 from pelton.host import available_cpus, count_cores, read_text
 from pelton.ledger import Ledger
 from pelton.manifest import (
     Limits,
     Manifest,
-    build_command,
     check_gpu,
     check_sizes,
     read_manifest,
@@ -119,6 +118,6 @@ def _device(engine_dir: Path, manifest: Manifest, config: ExecutorConfig) -> tor
 def _check_ranks(engine_dir: Path, manifest: Manifest) -> None:
     parallel = manifest.parallel
     if parallel.world_size > 1:
-        command = build_command(manifest.source, engine_dir, manifest.options, ParallelConfig(), manifest.revision)
         raise EngineError(f"{engine_dir}: split over {parallel.world_size} ranks (tp_size {parallel.tp_size}, pp_size "
-                          f"{parallel.pp_size}), and a runner is one rank; rebuild it: {command}")
+                          f"{parallel.pp_size}), and a runner is one rank; build from the model that {manifest.source} "
+                          f"was converted from: pelton build MODEL -o {engine_dir}")
