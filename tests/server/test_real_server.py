@@ -242,17 +242,20 @@ def test_two_servers_that_start_at_once_share_one_build(tmp_path):
             process.stdout.close()
 
 
-def test_sigterm_while_loading(tmp_path):
-    process = launch(tmp_path / "log", env={**os.environ, "PELTON_CACHE": str(tmp_path / "cache")})
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_while_building(tmp_path, signum):
+    engines, log = tmp_path / "cache" / "engines", tmp_path / "log"
+    env = {**os.environ, "PELTON_CACHE": str(tmp_path / "cache")}
+    process = launch(log, env=env, start_new_session=True)
     try:
-        while not (tmp_path / "cache" / "engines").exists():  # it has begun to build
+        while not engines.exists():
             assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE_S) in (0, -signal.SIGTERM)
+        os.killpg(process.pid, signum)
+        assert process.wait(DEADLINE_S) == (130 if signum == signal.SIGINT else -signum)
+        assert re.fullmatch("pelton: building the engine of .*\n|", log.read_text())
+        if signum == signal.SIGINT:
+            assert not [path for path in engines.iterdir() if path.is_dir()]
     finally:
         process.kill()
         process.wait(DEADLINE_S)
         process.stdout.close()
-    with serving(tmp_path / "log", env={**os.environ, "PELTON_CACHE": str(tmp_path / "cache")}):
-        entries = list((tmp_path / "cache" / "engines").iterdir())
-        assert len([path for path in entries if path.is_dir()]) == 1, entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +29,14 @@ def build_in_child(source: Path, out: Path, options: BuildConfig, *, parallel: P
            "show_progress": show_progress, "remedy": remedy}
     command = [sys.executable, "-P", "-m", "pelton.build.child", "--options", json.dumps(to_dict(options)),
                "--parallel", json.dumps(to_dict(parallel)), "--job", json.dumps(job)]
-    # The pipe to its standard input is its lifeline.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # The pipe to its standard input is its lifeline. A session of its own: Ctrl-C is for this process alone.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
         try:
             answer = process.stdout.read()
             code = process.wait()
-        except BaseException:  # Ctrl-C reaches it too: let it clean up
-            process.terminate()
+        except BaseException:
+            process.terminate()  # it cleans up; the end of the block waits for it
             raise
     if code == 0:
         return read_manifest(out)
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=json.loads, required=True)
     args = parser.parse_args(argv)
     end_with_parent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt: what was begun is removed
     job = args.job
     try:
         build(Path(job.pop("source")), Path(job.pop("out")), from_dict(BuildConfig, args.options),
