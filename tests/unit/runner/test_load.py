@@ -149,7 +149,7 @@ def test_gpu_asked_of_a_cpu_engine_is_refused(built):
 
 def test_engine_of_several_ranks_is_refused(checkpoint, tmp_path):
     build(checkpoint, tmp_path / "engine", OPTIONS, parallel=ParallelConfig(tp_size=2))
-    with pytest.raises(EngineError, match=r"split over 2 ranks.*rebuild it: pelton build [^|]*$"):
+    with pytest.raises(EngineError, match=r"split over 2 ranks.*pelton build MODEL -o [^|]*$"):
         load_engine(tmp_path / "engine", CONFIG)
 
 
