@@ -96,9 +96,9 @@ class Ledger:
         if self.num_sequences(num_tokens) < 1:
             raise CapacityError(
                 f"memory: {_gib(self.fixed_bytes)} of {_gib(self.memory_bytes)} GiB go to weights and the rest "
-                f"({self.describe()}), which leaves {max(self.num_blocks, 0)} KV blocks of {self.tokens_per_block} tokens; one sequence of "
-                f"{num_tokens} tokens needs {math.ceil(num_tokens / self.tokens_per_block)}; lower max_seq_len, "
-                "max_batch_size or max_num_tokens, or use a larger device")
+                f"({self.describe()}), which leaves {max(self.num_blocks, 0)} KV blocks of {self.tokens_per_block} "
+                f"tokens; one sequence of {num_tokens} tokens needs {math.ceil(num_tokens / self.tokens_per_block)}; "
+                "lower max_seq_len, max_batch_size or max_num_tokens, or use a larger device")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, derived sizes included for the reader."""
