@@ -278,7 +278,8 @@ def launch(x: Tensor, w_desc: TensorDescriptor, bias: Tensor | None, norm: Norm 
     while num_splits > 1 and not workspace.has_room(2 * num_tiles * num_splits, config.rows * config.halves * pad_m,
                                                     pad_m):
         num_splits -= 1
-    num_programs = num_tiles * num_splits or workspace.num_sms
+    # A program without a step would be waited for by the tile that it falls in.
+    num_programs = num_tiles * num_splits or min(workspace.num_sms, num_tiles * num_k_steps)
     norm_desc = None
     if norm is not None:
         norm_desc = TensorDescriptor(norm.weight, [k_size], [1], [config.block_k], _VECTORS[norm.weight.dtype])

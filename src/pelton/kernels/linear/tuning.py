@@ -143,7 +143,7 @@ class _Bench:
     def time(self, product: Product, num_rows: int, choices: Sequence[Choice]) -> Iterator[tuple[float, Choice]]:
         """(seconds per product, choice) of each choice that can run."""
         calls = {choice: list(self._calls(product, num_rows, choice)) for choice in choices}
-        with ThreadPoolExecutor(_NUM_COMPILERS) as compilers:
+        with ThreadPoolExecutor(_NUM_COMPILERS, initializer=self._enter_device) as compilers:
             is_able = dict(zip(choices, compilers.map(lambda choice: self._can_run(calls[choice][0]), choices),
                                strict=True))
         for choice in choices:
@@ -162,6 +162,11 @@ class _Bench:
             weight = linear.prepare_weight(self._pool[index * n * k : (index + 1) * n * k].view(n, k))
             yield lambda weight=weight: linear.run(choice, x, weight, bias, norm=norm, act=product.activation,
                                                    residual=residual, out_dtype=out_dtype)
+
+    def _enter_device(self) -> None:
+        """Makes the device's context the calling thread's, as the first allocation there does."""
+        torch.cuda.set_device(self._device)
+        torch.zeros(1, device=self._device)
 
     def _can_run(self, call: Callable[[], Tensor]) -> bool:
         """Compiles, and finds out whether the GPU has the registers and shared memory for it."""
