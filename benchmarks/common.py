@@ -69,6 +69,9 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
+    """The commit that runs; PELTON_COMMIT names it where the code was copied without its repository."""
+    if os.environ.get("PELTON_COMMIT"):
+        return os.environ["PELTON_COMMIT"]
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
     dirty = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "src", "benchmarks"], cwd=here,
