@@ -282,6 +282,14 @@ def test_what_never_reaches_the_engine(aio, client):
     aio.run(run())
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_meant_for_the_server_are_left_to_it(aio, client, signum):
+    """Whoever signals a whole process group or control group would otherwise cut off what the server lets end."""
+    assert os.getsid(client._process.pid) != os.getsid(0)
+    os.kill(client._process.pid, signum)
+    assert aio.run(collect(client, Request([5, 6], sampling_params=greedy(3))))[1] == {0: "length"}
+
+
 def test_stats_of_many_askers(aio, client):
     async def run():
         return await asyncio.gather(*(client.stats() for _ in range(20)))

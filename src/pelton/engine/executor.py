@@ -20,7 +20,7 @@ from pathlib import Path
 from pelton.config import ExecutorConfig
 from pelton.engine.loop import EngineLoop, refusal
 from pelton.engine.messages import Stats, checked_request
-from pelton.errors import EngineDeadError, RequestError, error_of_kind
+from pelton.errors import CapacityError, EngineDeadError, RequestError, error_of_kind
 from pelton.scheduler.validate import check_request
 from pelton.types import Output, Request
 
@@ -153,7 +153,12 @@ class Executor:
         try:
             while backlog or still_open:
                 while backlog and (not still_open or num_open + backlog[0].sampling_params.n <= max_open):
-                    request_id = self.enqueue_request(backlog[0], put)
+                    try:
+                        request_id = self.enqueue_request(backlog[0], put)
+                    except CapacityError:
+                        if not still_open:
+                            raise
+                        break  # some of ours are on their way out
                     still_open[request_id] = set(range(backlog[0].sampling_params.n))
                     num_open += backlog.popleft().sampling_params.n
                 for output in news.get():
