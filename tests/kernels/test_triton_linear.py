@@ -30,7 +30,7 @@ from pelton.kernels.linear.workspace import workspace
 from pelton.kernels.norm import triton as norm
 
 # The interpreter's tl.dot does not take bfloat16; tests/gpu runs it.
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 CHOICES = {
     "vector": Choice(VectorConfig(4, 64, 1)),
     "vector wide": Choice(VectorConfig(8, 128, 4)),

@@ -16,8 +16,8 @@ from pelton.kernels.linear.vector import VectorConfig
 ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
 """A product of M rows runs as chosen for the first bucket that holds M; above the last the library takes it."""
 _CONFIGS = {"vector": VectorConfig, "stream": StreamConfig, "tiles": TileConfig}
-_FIRST_DEPENDENT = 90
-"""Compute capability from which a kernel may start before the one before it ends."""
+MAX_FUSED_NORM_ROWS = 16
+"""Up to here a product's programs each norm the input for themselves; beyond, a kernel before it does."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def default_choice(shape: Shape, bucket: int, capability: int) -> Choice:
     anywhere."""
     if bucket == 1:
         return Choice(_vector_config(shape))
-    if capability == 90 and bucket <= 64:
-        return Choice(_stream_config(shape, bucket), fuses_norm=bucket <= 32 or shape.is_gated)
+    if capability == 90:
+        config = _stream_config(shape, bucket)
+        return LIBRARY if config is None else Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS)
     if bucket > 16:
         return LIBRARY
     num_splits = 1 if shape.n > 16384 else 2 if shape.n > 8192 else 4
@@ -101,14 +102,22 @@ def _vector_config(shape: Shape) -> VectorConfig:
     return VectorConfig(16, 512, 4) if shape.n > 4096 else VectorConfig(16, 2048, 8)
 
 
-def _stream_config(shape: Shape, bucket: int) -> StreamConfig:
+def _stream_config(shape: Shape, bucket: int) -> StreamConfig | None:
     if shape.is_gated:
-        return StreamConfig(2, 128, 4) if bucket <= 16 else StreamConfig(2, 128, 2, num_splits=1)
+        if bucket <= 8:
+            return StreamConfig(2, 128, 4)
+        return StreamConfig(2, 128, 3, num_splits=1) if bucket <= 64 else (
+            StreamConfig(2, 64, 3, num_splits=1) if bucket <= 128 else None)
     if shape.n > 16384:
-        return StreamConfig(1, 128, 3, num_splits=1) if bucket <= 16 else StreamConfig(2, 128, 2, num_splits=1)
-    if bucket <= 16:
+        halves, num_stages = (1, 3) if bucket <= 16 else (2, 2)
+        return StreamConfig(halves, 128, num_stages, num_splits=1) if bucket <= 64 else None
+    if bucket <= 8:
         return StreamConfig(1, 128, 4, num_splits=4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=4)
-    return StreamConfig(1, 128, 4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=2)
+    if bucket <= 16:
+        return StreamConfig(2, 128, 4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=2)
+    if bucket <= 32:
+        return StreamConfig(1, 256, 2 if shape.n > 4096 else 3, num_splits=2)
+    return StreamConfig(1, 256, 3, num_splits=2) if bucket <= 64 and shape.k > 8192 else None
 
 
 class Choices:

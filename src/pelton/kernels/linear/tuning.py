@@ -21,12 +21,18 @@ from pelton.config import ModelConfig
 from pelton.kernels.gpu_features import gpu_features
 from pelton.kernels.linear import tiles
 from pelton.kernels.linear import triton as linear
-from pelton.kernels.linear.choices import LIBRARY, ROW_BUCKETS, Choice, Measurement, Shape
+from pelton.kernels.linear.choices import (
+    LIBRARY,
+    MAX_FUSED_NORM_ROWS,
+    ROW_BUCKETS,
+    Choice,
+    Measurement,
+    Shape,
+)
 from pelton.kernels.linear.prologue import Norm
-from pelton.kernels.linear.stream import StreamConfig, pad_rows
+from pelton.kernels.linear.stream import StreamConfig
 from pelton.kernels.linear.tiles import TileConfig
 from pelton.kernels.linear.vector import VectorConfig
-from pelton.kernels.linear.workspace import MAX_TILE
 
 _CYCLE_BYTES = 256 << 20
 """Weights that a measurement goes through before it returns to the first: several times any GPU's cache."""
@@ -65,33 +71,35 @@ def model_products(config: ModelConfig, *, tp_size: int = 1) -> list[Product]:
 
 
 def candidates(shape: Shape, bucket: int, capability: int) -> list[Choice]:
-    """What is worth measuring: few, so that a model is done in seconds."""
+    """What is worth measuring: few, so that a model is done in seconds. Others tried never won on an H200."""
     configs: list[VectorConfig | StreamConfig | TileConfig] = []
-    halves = (2,) if shape.is_gated else (1, 2)
     if bucket == 1:
         configs += [VectorConfig(*cut) for cut in ((4, 4096, 4), (8, 4096, 8), (16, 2048, 8), (16, 512, 4))]
-    elif capability == 90 and bucket <= 128:
-        for half in halves:
-            if half == 2:
-                cuts = ((128, 4, 0), (128, 3, 1), (128, 2, 1), (64, 4, 1))
-            elif shape.n > 16384:
-                cuts = ((128, 3, 1), (256, 3, 1))
-            else:
-                cuts = ((256, 3, 4), (256, 3, 2), (128, 4, 4), (128, 4, 0), (128, 6, 2))
-            configs += [StreamConfig(half, block_k, num_stages, num_splits=num_splits)
-                        for block_k, num_stages, num_splits in cuts]
+    elif capability == 90:
+        configs += [StreamConfig(*cut[:3], num_splits=cut[3]) for cut in _stream_cuts(shape, bucket)]
     elif bucket <= tiles.MAX_ROWS:
         splits = (1,) if shape.n > 16384 else (2, 4)
         configs += [TileConfig(block_n, 64, num_splits) for num_splits in splits
                     for block_n in ((32,) if shape.is_gated else (32, 64))]
-    shared_bytes = 227 << 10
-    configs = [config for config in configs if not isinstance(config, StreamConfig)
-               or (config.shared_bytes(pad_rows(bucket)) <= shared_bytes
-                   and config.rows * config.halves * pad_rows(bucket) <= MAX_TILE)]
-    choices = [Choice(config) for config in configs]
-    if bucket >= 32:
-        choices += [Choice(config, fuses_norm=False) for config in configs]
-    return [*choices, LIBRARY]
+    # With many rows every program that norms its input anew costs more than one kernel that does it for all.
+    return [*(Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS) for config in configs), LIBRARY]
+
+
+def _stream_cuts(shape: Shape, bucket: int) -> tuple[tuple[int, int, int, int], ...]:
+    """(halves, block_k, num_stages, num_splits)."""
+    if bucket > 128:
+        return ()
+    if shape.is_gated:
+        if bucket <= 16:
+            return (2, 128, 4, 0), (2, 128, 3, 1)
+        return ((2, 128, 3, 1), (2, 128, 2, 1)) if bucket <= 64 else ((2, 64, 3, 1),)
+    if shape.n > 16384:
+        return ((1, 128, 3, 1), (2, 128, 2, 1)) if bucket <= 64 else ((2, 64, 3, 1),)
+    if bucket <= 16:
+        return (1, 256, 3, 4), (1, 256, 3, 2), (1, 128, 4, 4), (2, 128, 4, 0)
+    if bucket <= 32:
+        return (1, 256, 2, 2), (1, 256, 3, 2), (1, 128, 4, 2)
+    return ((1, 256, 3, 2), (1, 128, 4, 2), (1, 128, 6, 1)) if bucket <= 64 else ()
 
 
 def tune(products: Sequence[Product], buckets: Iterable[int] = ROW_BUCKETS, *, device: torch.device,
@@ -115,8 +123,7 @@ def tune(products: Sequence[Product], buckets: Iterable[int] = ROW_BUCKETS, *, d
     results = []
     for product in products:
         for bucket in buckets:
-            choices = [choice for choice in candidates(product.shape, bucket, capability)
-                       if product.has_norm or choice.fuses_norm or choice == LIBRARY]
+            choices = candidates(product.shape, bucket, capability)
             seconds, choice = min(bench.time(product, bucket, choices), key=lambda timed: timed[0])
             n, k = product.shape.n, product.shape.k
             floor = max(n * k * dtype.itemsize / read_tb_per_s, 2 * bucket * n * k / matrix_tflop_per_s) / 1e12

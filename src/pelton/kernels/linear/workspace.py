@@ -12,7 +12,7 @@ from pelton.kernels.gpu_features import gpu_features
 
 MAX_PARTS_PER_SM = 8
 MAX_TILE = 128 * 128
-"""Largest outputs of one tile, rows times weight rows."""
+"""Outputs of the largest tile that many programs may share, rows times weight rows."""
 MAX_TILES = 1 << 14
 MAX_ROWS = 128
 
