@@ -15,10 +15,14 @@ from pelton.types import Batch, SamplingParams, SlotInit
 
 _GREEDY = SamplingParams(temperature=0.0)
 _SAMPLINGS = (  # between them they take every path of the sampler
+    # First, as token counts exist from then on, and kernels that may count are compiled for that.
+    SamplingParams(presence_penalty=0.5, logit_bias={0: 1.0}, min_tokens=2),
     _GREEDY,
     SamplingParams(temperature=1.0),
-    SamplingParams(top_p=0.9, top_k=40, min_p=0.01),
-    SamplingParams(presence_penalty=0.5, logit_bias={0: 1.0}, min_tokens=2),
+    SamplingParams(top_k=40),
+    SamplingParams(top_p=0.9),
+    SamplingParams(top_p=0.9, top_k=40),
+    SamplingParams(min_p=0.01),
     SamplingParams(logprobs=3, prompt_logprobs=2),
 )
 
