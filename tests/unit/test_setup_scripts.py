@@ -279,7 +279,9 @@ def test_make_help_lists_every_target():
         pytest.skip("make is not installed")
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     listed = {line.split()[0] for line in done.stdout.splitlines()}
-    assert listed == {"help", "setup", "setup-system", "demo", "test", "lint", "serve", "bench", "test-gpu", "clean"}
+    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    assert listed == set(phony.split()[1:])
+    assert {"demo", "test", "lint", "serve", "bench", "test-gpu"} <= listed
 
 
 def test_scripts_can_be_run():
