@@ -277,7 +277,8 @@ def test_system_packages_without_apt(system):
 def test_make_help_lists_every_target():
     if not shutil.which("make"):
         pytest.skip("make is not installed")
-    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=30, check=True)
     listed = {line.split()[0] for line in done.stdout.splitlines()}
     phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
     assert listed == set(phony.split()[1:])
