@@ -91,7 +91,7 @@ def generate(argv: list[str]) -> int:
 def serve(argv: list[str]) -> int:
     """OpenAI server, metrics, playground page"""
     from pelton.config import BuildConfig, ExecutorConfig, ServeConfig
-    from pelton.engine.options import resolve_engine
+    from pelton.engine.options import resolve_engine, resolve_random
     from pelton.options import add_options, given_options, read_options
     from pelton.server.launch import bind, run_serve
 
@@ -102,8 +102,13 @@ def serve(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     serve_config = read_options(ServeConfig, args)
     bind(serve_config.host, serve_config.port).close()  # a taken port is told before the model is fetched and built
-    engine_dir, run = resolve_engine(args.model, given_options((BuildConfig, ExecutorConfig), args), in_child=True)
-    return run_serve(engine_dir, serve_config, run, model_name=serve_config.served_model_name or args.model)
+    engine_options = given_options((BuildConfig, ExecutorConfig), args)
+    model_name = serve_config.served_model_name or args.model
+    if serve_config.random_weights:
+        model_dir, weights, run = resolve_random(args.model, engine_options, seed=serve_config.seed)
+        return run_serve(model_dir, serve_config, run, model_name=model_name, random_weights=weights)
+    engine_dir, run = resolve_engine(args.model, engine_options, in_child=True)
+    return run_serve(engine_dir, serve_config, run, model_name=model_name)
 
 
 def bench(argv: list[str]) -> int:

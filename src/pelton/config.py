@@ -184,6 +184,15 @@ class BuildConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomWeights:
+    """Weights made up on the device in place of an engine directory's."""
+
+    seed: int = 0
+    build: BuildConfig = BuildConfig()
+    """The limits, which an engine directory would hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class KvCacheConfig:
     """The paged KV cache at run time. Field names follow TensorRT-LLM."""
 
@@ -253,6 +262,11 @@ class ServeConfig:
     chat_template: str | None = None
     """File with a jinja template that takes the place of the model's own."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    random_weights: bool = False
+    """Make weights up on the device from the model's config.json. Its tokenizer is used where there is one; without,
+    prompts and texts are the tokens' numbers."""
+    seed: int = 0
+    """Seed of random weights."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")

@@ -15,7 +15,7 @@ from pelton.server import launch
 from pelton.tokenizer.tokenizer import Tokenizer
 
 
-async def start(engine_dir, config):
+async def start(engine_dir, config, *, random_weights=None):
     print("Loading", flush=True)
     if "slow" in sys.argv:
         await asyncio.Event().wait()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from pelton.config import ExecutorConfig
+from pelton.config import ExecutorConfig, RandomWeights
 from pelton.engine.loop import EngineLoop
-from pelton.engine.messages import Ready
-from pelton.engine.options import split_options
 from pelton.models.rope import is_length_dependent, rope_salt
 from pelton.runner.runner import Runner
 from pelton.scheduler.scheduler import Scheduler
@@ -25,12 +22,11 @@ def make_loop(engine_dir: Path, config: ExecutorConfig) -> EngineLoop:
     return loop_over(Runner.from_engine(engine_dir, config), config)
 
 
-def make_random_loop(model: str, options: dict[str, Any], *, seed: int = 0) -> EngineLoop:
+def make_random_loop(model: str | Path, weights: RandomWeights, run: ExecutorConfig) -> EngineLoop:
     """The loop of a model whose weights are made up on the device: of its files only config.json is read.
 
     Args:
         model: a folder, a hub id or "pelton-tiny".
-        options: fields of BuildConfig and ExecutorConfig.
 
     Raises:
         ConfigError, CheckpointError: an option or the model is unusable. CapacityError: it does not fit into memory.
@@ -39,11 +35,11 @@ def make_random_loop(model: str, options: dict[str, Any], *, seed: int = 0) -> E
     from pelton.checkpoint.hf_config import load_model_config
     from pelton.checkpoint.hub import resolve_config
 
-    build, run = split_options(options)
-    config = load_model_config(resolve_config(model))
-    if build.dtype != "auto":
-        config = dataclasses.replace(config, dtype=build.dtype)
-    return loop_over(Runner.from_config(config, resolve_limits(build, config), run, seed=seed), run)
+    config = load_model_config(resolve_config(str(model)))
+    if weights.build.dtype != "auto":
+        config = dataclasses.replace(config, dtype=weights.build.dtype)
+    limits = resolve_limits(weights.build, config)
+    return loop_over(Runner.from_config(config, limits, run, seed=weights.seed), run)
 
 
 def loop_over(runner: Runner, config: ExecutorConfig) -> EngineLoop:
@@ -56,11 +52,3 @@ def loop_over(runner: Runner, config: ExecutorConfig) -> EngineLoop:
 
     scheduler = Scheduler(runner.limits, config, kv_variant=kv_variant if by_length else None)
     return EngineLoop(scheduler, runner, overlap=config.overlap, end_ids=runner.eos_ids)
-
-
-def ready_message(loop: EngineLoop) -> Ready:
-    """What a client must know of a loaded engine."""
-    limits = loop.scheduler.limits
-    return Ready(max_seq_len=limits.max_seq_len, max_input_len=limits.max_input_len,
-                 max_batch_size=limits.max_batch_size, num_blocks=limits.num_blocks,
-                 tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, eos_ids=loop.end_ids)

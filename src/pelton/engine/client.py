@@ -16,7 +16,7 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from pelton.config import ExecutorConfig, to_dict
+from pelton.config import ExecutorConfig, RandomWeights, to_dict
 from pelton.engine import messages
 from pelton.engine.messages import Ready, Stats, checked_request
 from pelton.errors import EngineDeadError, RequestError, error_of_kind
@@ -46,8 +46,12 @@ class EngineClient:
         self.ready: Ready
 
     @classmethod
-    async def start(cls, engine_dir: Path, config: ExecutorConfig) -> EngineClient:
+    async def start(cls, engine_dir: Path, config: ExecutorConfig, *,
+                    random_weights: RandomWeights | None = None) -> EngineClient:
         """Starts the process and waits until it has loaded.
+
+        Args:
+            random_weights: make weights up; `engine_dir` then is a folder with a model's config.json.
 
         Raises:
             EngineError, ConfigError, CapacityError: as the engine found on loading; EngineDeadError: it just died.
@@ -59,7 +63,8 @@ class EngineClient:
             # -P: files of the working directory are no modules. A session of its own: Ctrl-C is for the server alone.
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "pelton.engine.process", "--engine", str(engine_dir), "--address", address,
-                "--config", json.dumps(to_dict(config)), stdin=asyncio.subprocess.PIPE, start_new_session=True)
+                "--config", json.dumps(to_dict(config)), *_weights_options(random_weights),
+                stdin=asyncio.subprocess.PIPE, start_new_session=True)
             socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
                 socket.setsockopt(option, 0)
@@ -222,6 +227,10 @@ class EngineClient:
         shutil.rmtree(self._folder, ignore_errors=True)
         await self._process.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _weights_options(random_weights: RandomWeights | None) -> list[str]:
+    return [] if random_weights is None else ["--random-weights", json.dumps(to_dict(random_weights))]
 
 
 def _private_folder() -> str:

@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pelton.config import RandomWeights
 from pelton.engine.executor import Executor
 from pelton.engine.messages import Stats
-from pelton.engine.options import resolve_engine
+from pelton.engine.options import resolve_engine, split_options
 from pelton.errors import ConfigError
 from pelton.types import Output, Request, SamplingParams
 
@@ -85,7 +86,8 @@ def _open(options: ThroughputOptions, engine_options: dict[str, Any]) -> Executo
     if options.random_weights:
         from pelton.engine.assemble import make_random_loop
 
-        return Executor(make_random_loop(options.model, engine_options, seed=options.seed))
+        build, run = split_options(engine_options)
+        return Executor(make_random_loop(options.model, RandomWeights(seed=options.seed, build=build), run))
     return Executor(*resolve_engine(options.model, engine_options))
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pelton.build.child import build_in_child
+from pelton.build.limits import resolve_limits
 from pelton.build.prepare import ensure_engine
-from pelton.config import BuildConfig, ExecutorConfig, from_dict
+from pelton.config import BuildConfig, ExecutorConfig, RandomWeights, from_dict
 from pelton.errors import ConfigError
 
 
@@ -26,6 +27,21 @@ def resolve_engine(model: str, options: dict[str, Any], *, in_child: bool = Fals
     """
     config, run = split_options(options)
     return ensure_engine(model, config, builder=build_in_child if in_child else None), run
+
+
+def resolve_random(model: str, options: dict[str, Any], *, seed: int = 0) -> tuple[Path, RandomWeights, ExecutorConfig]:
+    """The folder of a model whose weights are to be made up, with what making and running them needs.
+
+    Raises:
+        ConfigError: as `resolve_engine`. CheckpointError: there is no such model, or it is not supported.
+    """
+    from pelton.checkpoint.hf_config import load_model_config
+    from pelton.checkpoint.hub import resolve_config
+
+    build, run = split_options(options)
+    model_dir = resolve_config(model)
+    resolve_limits(build, load_model_config(model_dir))  # what cannot be is refused before a process is started
+    return model_dir, RandomWeights(seed=seed, build=build), run
 
 
 def split_options(options: dict[str, Any]) -> tuple[BuildConfig, ExecutorConfig]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from pelton.config import ExecutorConfig, from_dict
+from pelton.config import ExecutorConfig, RandomWeights, from_dict
 from pelton.engine import messages
 from pelton.engine.loop import EngineLoop, refusal
 from pelton.errors import PeltonError, RequestError, missing_part
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", required=True)
     parser.add_argument("--address", required=True, help="ipc:// address to bind")
     parser.add_argument("--config", default="{}", help="ExecutorConfig as JSON")
+    parser.add_argument("--random-weights", help="RandomWeights as JSON; --engine then is a model's folder")
     args = parser.parse_args(argv)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # whoever stops a whole group means the server, which asks us to stop
@@ -121,7 +122,10 @@ def main(argv: list[str] | None = None) -> int:
 
     loop = None
     try:
-        loop = _load(Path(args.engine), from_dict(ExecutorConfig, json.loads(args.config)), socket, client)
+        loop = _load(args)
+        socket.send_multipart([client, messages.encode(_ready_message(loop))])
+        gc.collect()
+        gc.freeze()  # what was loaded stays: collections while serving need not look at it again
         EngineService(loop, socket).run()
     except ModuleNotFoundError as error:
         tell_end(missing_part(error) or error)
@@ -140,14 +144,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _load(engine_dir: Path, config: ExecutorConfig, socket: zmq.Socket, client: bytes) -> EngineLoop:
-    from pelton.engine.assemble import make_loop, ready_message  # torch
+def _load(args: argparse.Namespace) -> EngineLoop:
+    from pelton.engine.assemble import make_loop, make_random_loop  # torch
 
-    loop = make_loop(engine_dir, config)
-    socket.send_multipart([client, messages.encode(ready_message(loop))])
-    gc.collect()
-    gc.freeze()  # what was loaded stays: collections while serving need not look at it again
-    return loop
+    config = from_dict(ExecutorConfig, json.loads(args.config))
+    if args.random_weights is None:
+        return make_loop(Path(args.engine), config)
+    return make_random_loop(args.engine, from_dict(RandomWeights, json.loads(args.random_weights)), config)
+
+
+def _ready_message(loop: EngineLoop) -> messages.Ready:
+    """What a client must know of a loaded engine."""
+    limits = loop.scheduler.limits
+    return messages.Ready(max_seq_len=limits.max_seq_len, max_input_len=limits.max_input_len,
+                          max_batch_size=limits.max_batch_size, num_blocks=limits.num_blocks,
+                          tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, eos_ids=loop.end_ids)
 
 
 def _bind(address: str) -> zmq.Socket:

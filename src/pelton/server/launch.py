@@ -13,17 +13,18 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from pelton.config import ExecutorConfig, ServeConfig
+from pelton.config import ExecutorConfig, RandomWeights, ServeConfig
 from pelton.engine.client import EngineClient
 from pelton.errors import ConfigError
 from pelton.server.app import create_app
 from pelton.server.state import EngineClientLike
+from pelton.tokenizer.numbers import NumberTokenizer
 from pelton.tokenizer.tokenizer import Tokenizer
 
 GRACE_S = 5
@@ -35,8 +36,12 @@ MAX_OPEN_FILES = 65_536
 _log = logging.getLogger("pelton.server")
 
 
-def run_serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig, *, model_name: str) -> int:
+def run_serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig, *, model_name: str,
+              random_weights: RandomWeights | None = None) -> int:
     """Serves an engine directory until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        random_weights: make weights up; `engine_dir` then is a folder with a model's config.json.
 
     Raises:
         ConfigError: the port is taken or the address unusable. CheckpointError: the tokenizer is missing or damaged.
@@ -44,8 +49,8 @@ def run_serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig, *,
     """
     _set_up_logging(serve.log_level)
     _raise_file_limit()
-    tokenizer_dir = engine_dir / "tokenizer"
-    tokenizer = Tokenizer.from_dir(tokenizer_dir, chat_template=serve.chat_template)
+    tokenizer_dir = engine_dir / "tokenizer" if random_weights is None else engine_dir
+    tokenizer = _load_tokenizer(tokenizer_dir, serve, is_optional=random_weights is not None)
     with bind(serve.host, serve.port) as listener:
         if serve.port_file is not None:
             _prepare_port_file(Path(serve.port_file))
@@ -54,7 +59,14 @@ def run_serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig, *,
             return create_app(client, tokenizer, serve, model_name=model_name, tokenizer_dir=tokenizer_dir)
 
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            return runner.run(_serve(engine_dir, serve, executor, listener, make_app))
+            return runner.run(_serve(lambda: EngineClient.start(engine_dir, executor, random_weights=random_weights),
+                                     serve, listener, make_app))
+
+
+def _load_tokenizer(folder: Path, serve: ServeConfig, *, is_optional: bool) -> Tokenizer:
+    if is_optional and serve.chat_template is None and not (folder / "tokenizer.json").exists():
+        return NumberTokenizer()
+    return Tokenizer.from_dir(folder, chat_template=serve.chat_template)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -127,7 +139,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-async def _serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig, listener: socket.socket,
+async def _serve(start_engine: Callable[[], Awaitable[EngineClientLike]], serve: ServeConfig, listener: socket.socket,
                  make_app: Callable[[EngineClientLike], ASGIApp]) -> int:
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
@@ -135,7 +147,7 @@ async def _serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig,
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, main.cancel)
     try:
-        client = await EngineClient.start(engine_dir, executor)
+        client = await start_engine()
     except asyncio.CancelledError:  # told to stop while loading
         return 0
     port = listener.getsockname()[1]
