@@ -322,9 +322,16 @@ def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, for `--help`."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for node, after in itertools.pairwise(body):
-            is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if isinstance(node, ast.AnnAssign) and is_doc and isinstance(after.value.value, str):
-                docs[node.target.id] = " ".join(after.value.value.split())
+        docs |= own_field_docs(base)
+    return docs
+
+
+def own_field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field that the class itself declares."""
+    docs: dict[str, str] = {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    for node, after in itertools.pairwise(body):
+        is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(node, ast.AnnAssign) and is_doc and isinstance(after.value.value, str):
+            docs[node.target.id] = " ".join(after.value.value.split())
     return docs

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pelton.bench.audit import audit
-from pelton.bench.cell import CellSpec, summarize_cell
+from pelton.bench.cell import CellSpec, closed, summarize_cell
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.results import SCHEMA, Environment, RequestRecord, RunResult, TargetInfo, Workload
 from pelton.tokenizer.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from pelton.tokenizer.tokenizer import Tokenizer
 TARGET = TargetInfo(url="http://127.0.0.1:1", model="made-up", endpoint="chat", sends_token_ids=False,
                     tokenizer="/nowhere", tokenizer_sha256="0" * 64, template_tokens=4, frame_correction_tokens=0,
                     output_control="ignore_eos+min_tokens", reports_usage=True, reports_stream_usage=True)
-WORKLOAD = Workload(concurrency=[1], prompt_tokens=[16], output_tokens=4, num_requests=1, num_warmup=0,
+WORKLOAD = Workload(loads=[closed(1, 1)], prompt_tokens=[16], output_tokens=[4], num_warmup=0,
                     temperature=0.0, fixed_output=True, seed=1, request_timeout_s=1.0, duration_budget_s=None,
                     prompts="made up", first_tokens_unique=True)
 ENVIRONMENT = Environment(pelton_version="0", python_version="3", platform="none", num_cpus=1,
@@ -30,7 +30,7 @@ def request(**changes: Any) -> RequestRecord:
         "cell": "c1-p16-o4", "index": 0, "is_warmup": False, "is_stream": True, "requested_prompt_tokens": 16,
         "client_prompt_tokens": 16, "server_prompt_tokens": 16, "requested_output_tokens": 4, "output_tokens": 4,
         "output_tokens_source": "server", "cached_tokens": None, "connect_us": 0, "was_resent": False,
-        "sent_us": 0, "first_byte_us": 9000,
+        "scheduled_us": 0, "sent_us": 0, "first_byte_us": 9000, "first_chunk_us": 9000, "num_chunks": 6,
         "first_content_us": 10000, "last_content_us": 16000, "end_us": 17000,
         "content_us": [10000, 12000, 14000, 16000], "finish_reason": "length", "http_status": 200, "error": None,
         "error_message": None}
@@ -39,8 +39,9 @@ def request(**changes: Any) -> RequestRecord:
 
 def later(record: RequestRecord, us: int, **changes: Any) -> RequestRecord:
     """The same request so many microseconds later."""
-    moved = {name: getattr(record, name) + us for name in ("sent_us", "first_byte_us", "first_content_us",
-                                                           "last_content_us", "end_us")}
+    moved = {name: getattr(record, name) + us for name in ("scheduled_us", "sent_us", "first_byte_us",
+                                                           "first_chunk_us", "first_content_us", "last_content_us",
+                                                           "end_us")}
     return msgspec.structs.replace(record, **moved, **changes)
 
 
@@ -61,10 +62,10 @@ def result(cells: Sequence[tuple[CellSpec, list[RequestRecord]]], *, target: dic
     return msgspec.structs.replace(made, findings=audit(made))
 
 
-def spec(**changes: Any) -> CellSpec:
+def spec(*, concurrency: int = 1, num_requests: int = 1, **changes: Any) -> CellSpec:
     """One request of 16 tokens in and 4 out at a time."""
-    return CellSpec(**{"concurrency": 1, "prompt_tokens": 16, "output_tokens": 4, "num_requests": 1, "num_warmup": 0,
-                       "is_stream": True, **changes})
+    return CellSpec(**{"load": closed(concurrency, num_requests), "prompt_tokens": 16, "output_tokens": 4,
+                       "num_warmup": 0, "is_stream": True, **changes})
 
 
 def prompt_counter(folder: Path, *, extra: int = 0) -> Callable[[dict[str, Any]], int]:

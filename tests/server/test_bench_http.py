@@ -17,8 +17,8 @@ from helpers.tokenizers import write_tokenizer
 
 from pelton.bench import target
 from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
-from pelton.bench.results import read_result
 from pelton.bench.serve import run_serve
 from pelton.bench.sweep import run_sweep
 from pelton.errors import ConfigError, ServerError

@@ -75,7 +75,7 @@ def _spread(counts: list[int]) -> str:
 @check
 def concurrency_not_reached(view: View) -> Iterator[Finding]:
     """Fewer requests than slots, or a client or server too slow to keep them filled."""
-    few = [c for c in view.cells if c.num_done and c.peak_in_flight < c.concurrency]
+    few = [c for c in view.cells if c.concurrency is not None and c.num_done and c.peak_in_flight < c.concurrency]
     if few:
         evidence = [f"{c.id}: {c.num_requests} requests asked for, at most {c.peak_in_flight} in flight of "
                     f"{c.concurrency}" for c in few]
@@ -83,7 +83,7 @@ def concurrency_not_reached(view: View) -> Iterator[Finding]:
                       evidence=_join(evidence),
                       advice="Give num_requests of at least twice the concurrency; until then read these cells as "
                              "the number in flight that was measured.")
-    thin = [c for c in view.cells if c not in few and c.num_done
+    thin = [c for c in view.cells if c.concurrency is not None and c not in few and c.num_done
             and (c.value("in_flight_requests") or 0.0) < MIN_SHARE_OF_CONCURRENCY * c.concurrency]
     if thin:
         evidence = [f"{c.id}: {c.value('in_flight_requests'):.1f} in flight on average of {c.concurrency}"
@@ -149,12 +149,13 @@ def output_lengths_differ(view: View) -> Iterator[Finding]:
     """Requests that generated another number of tokens than asked for."""
     cells, evidence = [], []
     for cell in view.cells:
-        counts = [r.output_tokens for r in view.good(cell)]
-        off = [n for n in counts if n != cell.requested_output_tokens]
+        good = view.good(cell)
+        off = [r for r in good if r.output_tokens != r.requested_output_tokens]
         if off:
             cells.append(cell.id)
-            evidence.append(f"{cell.id}: {len(off)} of {len(counts)} answers had {_spread(off)} tokens instead of "
-                            f"{cell.requested_output_tokens}")
+            got, asked = (_spread([getattr(r, name) for r in off]) for name in ("output_tokens",
+                                                                                "requested_output_tokens"))
+            evidence.append(f"{cell.id}: {len(off)} of {len(good)} answers had {got} tokens instead of {asked}")
     if cells:
         yield Finding(name="output_lengths_differ", severity="warning", cells=cells, evidence=_join(evidence),
                       advice="End-to-end latency and decode time of these cells compare different work; compare time "
@@ -233,7 +234,7 @@ def requests_failed(view: View) -> Iterator[Finding]:
                 cells.append(cell.id)
                 evidence.append(f"{cell.id}: {num_failed} of {cell.num_done} failed ({kinds})")
         if cells:
-            failed = [r for c in view.cells if c.id in cells for r in view.measured(c) if not r.is_ok]
+            failed = [r for c in view.cells if c.id in cells for r in view.measured(c) if r.error is not None]
             messages = Counter(r.error_message for r in failed)
             example = f"; most often: {messages.most_common(1)[0][0]}" if messages else ""
             yield Finding(name="requests_failed", severity=severity, cells=cells, evidence=_join(evidence) + example,
@@ -308,8 +309,8 @@ def cells_cut_short(view: View) -> Iterator[Finding]:
     """Cells with fewer requests than asked for, and cells never run."""
     short = [c for c in view.cells if c.status == "partial"]
     if short:
-        evidence = [f"{c.id}: {c.num_done} of {c.num_requests} requests" + (f", {c.stop_reason}" if c.stop_reason
-                                                                          else "") for c in short]
+        evidence = [f"{c.id}: {c.num_done}{'' if c.num_requests is None else f' of {c.num_requests}'} requests"
+                    + (f", {c.stop_reason}" if c.stop_reason else "") for c in short]
         yield Finding(name="cells_cut_short", severity="warning", cells=[c.id for c in short],
                       evidence=_join(evidence), advice="Their figures rest on fewer requests than the others'.")
     if view.skipped_cells:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from pelton.bench.client import Exchange
 from pelton.bench.load.closed_loop import LoadResult, run_closed_loop
-from pelton.bench.metrics.metric import Sample
-from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.prompts import Prompt
 from pelton.bench.protocols.openai import read_answer
-from pelton.bench.results import CellResult, RequestRecord
+from pelton.bench.results import CellResult, LoadSpec, RequestRecord
+from pelton.bench.summary import empty_cell, summarize
 from pelton.bench.target import Target
 
 MIN_FAILURES_TO_STOP = 4
 DECODE_COST_TOKENS = 8  # one decoded token alone takes about as long as so many tokens of a prefill
 
 
+def closed(concurrency: int, num_requests: int) -> LoadSpec:
+    """A closed loop of so many requests."""
+    return LoadSpec(kind="closed", concurrency=concurrency, num_requests=num_requests)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellSpec:
     """What a cell is asked to measure."""
 
-    concurrency: int
+    load: LoadSpec
     prompt_tokens: int
     output_tokens: int
-    num_requests: int
     num_warmup: int
     is_stream: bool
 
     @property
     def id(self) -> str:
         kind = "" if self.is_stream else "-whole"
-        return f"c{self.concurrency}-p{self.prompt_tokens}-o{self.output_tokens}{kind}"
+        return f"{self.load.key}-p{self.prompt_tokens}-o{self.output_tokens}{kind}"
+
+    @property
+    def concurrency(self) -> int:
+        return self.load.concurrency or 1
+
+    @property
+    def num_requests(self) -> int:
+        return self.load.num_requests or 1
 
     @property
     def weight(self) -> float:
@@ -114,9 +126,11 @@ def _record(spec: CellSpec, target: Target, exchange: Exchange, prompt: Prompt, 
         server_prompt_tokens=answer.prompt_tokens, requested_output_tokens=spec.output_tokens,
         output_tokens=answer.output_tokens if has_usage else target.count_tokens(answer.text),
         output_tokens_source="server" if has_usage else "client", cached_tokens=answer.cached_tokens,
-        connect_us=exchange.connect_ns // 1000, was_resent=exchange.was_resent, sent_us=since_epoch(exchange.sent_ns),
+        connect_us=exchange.connect_ns // 1000, was_resent=exchange.was_resent,
+        scheduled_us=since_epoch(exchange.scheduled_ns or exchange.sent_ns), sent_us=since_epoch(exchange.sent_ns),
         first_byte_us=since_epoch(exchange.response.first_byte_ns),
-        first_content_us=since_epoch(content[0]) if content else None,
+        first_chunk_us=since_epoch(answer.first_chunk_ns), first_reasoning_us=since_epoch(answer.first_reasoning_ns),
+        first_content_us=since_epoch(answer.first_content_ns), num_chunks=answer.num_chunks,
         last_content_us=since_epoch(content[-1]) if content else None, end_us=since_epoch(exchange.end_ns),
         content_us=[(stamp - exchange.sent_ns) // 1000 for stamp in content], finish_reason=answer.finish_reason,
         http_status=exchange.response.status or None, error=answer.failure.kind if answer.failure else None,
@@ -125,20 +139,6 @@ def _record(spec: CellSpec, target: Target, exchange: Exchange, prompt: Prompt, 
 
 def summarize_cell(spec: CellSpec, measured: list[RequestRecord], *, stop_reason: str | None = None) -> CellResult:
     """All metrics of a cell's measured requests."""
-    sample = Sample(measured, spec.is_stream)
-    return CellResult(
-        id=spec.id, concurrency=spec.concurrency, requested_prompt_tokens=spec.prompt_tokens,
-        requested_output_tokens=spec.output_tokens, is_stream=spec.is_stream, num_requests=spec.num_requests,
-        num_done=len(measured), start_us=sample.start_us if measured else 0, end_us=sample.end_us if measured else 0,
-        peak_in_flight=_peak_in_flight(measured), metrics={m.name: m.measure(sample) for m in all_metrics()},
-        errors=dict(Counter(r.error for r in measured if r.error is not None)),
-        status="complete" if len(measured) == spec.num_requests else "partial", stop_reason=stop_reason)
-
-
-def _peak_in_flight(records: list[RequestRecord]) -> int:
-    edges = sorted([(r.sent_us, 1) for r in records] + [(r.end_us, -1) for r in records])
-    in_flight = peak = 0
-    for _, change in edges:  # at equal times ends (-1) sort before starts
-        in_flight += change
-        peak = max(peak, in_flight)
-    return peak
+    cell = empty_cell(spec.id, spec.load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
+                      is_stream=spec.is_stream)
+    return summarize(msgspec.structs.replace(cell, stop_reason=stop_reason), measured)

@@ -39,6 +39,8 @@ class Failure:
 class Exchange:
     """One request and what came back: stamps and bytes, nothing interpreted."""
 
+    scheduled_ns: int = 0
+    """When the load wanted it sent."""
     sent_ns: int = 0
     connect_ns: int = 0
     end_ns: int = 0

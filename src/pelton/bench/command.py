@@ -10,10 +10,11 @@ from typing import Literal
 import msgspec
 
 from pelton.bench.cell import CellSpec
+from pelton.bench.files import prepare_output_dir, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.progress import Progress
 from pelton.bench.report.page import write_report
-from pelton.bench.results import RunResult, prepare_output_dir, write_result
+from pelton.bench.results import RunResult
 from pelton.bench.run import Run, execute, raise_if_failed
 from pelton.bench.table import make_console, print_result
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pelton.bench.environment import describe_environment
-from pelton.bench.results import OFFLINE_SCHEMA, Finding, OfflineRecord, OfflineResult, to_json, write_atomic
+from pelton.bench.files import to_json, write_atomic
+from pelton.bench.results import OFFLINE_SCHEMA, Finding, OfflineRecord, OfflineResult
 from pelton.bench.table import make_console, offline_table, print_findings
 
 

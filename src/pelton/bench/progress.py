@@ -36,9 +36,9 @@ class Progress:
 
     def cell_started(self, spec: CellSpec) -> None:
         self._cell_number += 1
-        self._num_requests, self._num_ended = spec.num_requests, 0
+        self._num_requests, self._num_ended = spec.load.num_requests or 0, 0
         mode = "streaming" if spec.is_stream else "whole answers"
-        self._label = (f"cell {self._cell_number}/{self._num_cells}: {spec.concurrency} in flight, "
+        self._label = (f"cell {self._cell_number}/{self._num_cells}: {spec.load.label}, "
                        f"{spec.prompt_tokens} in, {spec.output_tokens} out, {mode}")
         self._draw()
 

@@ -1,47 +1,54 @@
-"""The records a benchmark writes: their schema, and files that are always whole.
+"""The records a benchmark writes, and their schema.
 
 Times of a request are whole microseconds since the run began, on one monotonic clock. Every metric can be computed
-again from the requests alone. Readers refuse another schema version.
+again from the requests alone. Readers (`pelton.bench.files`) refuse another schema version.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import os
-import secrets
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from pelton.errors import ConfigError
 
-SCHEMA = "pelton.bench/1"
+SCHEMA = "pelton.bench/2"
 OFFLINE_SCHEMA = "pelton.bench.offline/1"
 
 TokenCountSource = Literal["server", "client"]
 Status = Literal["complete", "partial"]
+LoadKind = Literal["closed", "constant", "poisson", "gamma", "stages", "trace"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all records: immutable, no unknown keys."""
+    """Base of all records: immutable, no unknown keys. A record with optional fields says kw_only itself."""
 
 
-class RequestRecord(Record):
+class RequestRecord(Record, kw_only=True):
     """One request as the client saw it."""
 
     cell: str
+    trial: int = 0
+    """Which repeat of the cell, from 0."""
     index: int
-    """Position in the order of sending within the cell; warm-up requests count for themselves."""
+    """Position in the load's plan within cell and trial; warm-up requests count for themselves."""
+    worker: int = 0
+    """The client process that sent it, from 0."""
+    stage: str | None = None
+    """The stage of a piecewise load in which it was due; none for other loads."""
+    session: str | None = None
+    """The conversation it belongs to; none for single requests."""
+    turn: int | None = None
+    """Its place in the conversation, from 0."""
     is_warmup: bool
     is_stream: bool
     requested_prompt_tokens: int
     client_prompt_tokens: int
     """Counted with the client's tokenizer, template included."""
+    prefix_tokens: int = 0
+    """Leading prompt tokens that were asked to be the same as in other requests; 0 for prompts that share nothing."""
     server_prompt_tokens: int | None
     """The server's usage.prompt_tokens; none when it sent no usage."""
     requested_output_tokens: int
@@ -54,25 +61,44 @@ class RequestRecord(Record):
     """Time to open the connection; 0 on a connection that was open already."""
     was_resent: bool
     """Sent a second time because a connection closed without an answer; times are the second sending's."""
+    scheduled_us: int
+    """When the load's plan wanted it sent: the drawn arrival time of an open loop, the trace's own time, the moment
+    the slot was free (closed loop) or the think time was over (sessions). Latency from here holds what the client or
+    a full server kept waiting."""
     sent_us: int
     """Just before the request was handed to the socket, the connection being open."""
     first_byte_us: int | None
+    first_chunk_us: int | None = None
+    """Arrival of the first event of the stream, with text or without."""
+    first_reasoning_us: int | None = None
+    """Arrival of the first chunk with reasoning text; none when the answer held none."""
     first_content_us: int | None
-    """Arrival of the first chunk with text in it (streaming only)."""
+    """Arrival of the first chunk with text of the answer itself (streaming only); reasoning does not count."""
     last_content_us: int | None
+    """Arrival of the last chunk with text of either kind."""
     end_us: int
-    """Arrival of the last byte, or the moment of failure."""
+    """Arrival of the last byte, or the moment of failure or cancellation."""
     content_us: list[int]
-    """Arrival of every chunk with text, in microseconds since sending (streaming only)."""
+    """Arrival of every chunk with text, reasoning included, in microseconds since sending (streaming only)."""
+    num_chunks: int = 0
+    """Events of the stream, with text or without."""
     finish_reason: str | None
     http_status: int | None
+    was_cancelled: bool = False
+    """Given up by the client on purpose (cancellation_rate); not an error, and no full answer either."""
     error: str | None
-    """Kind of failure in one word; none for a good request."""
+    """Kind of failure in one word; none for a good or a cancelled request."""
     error_message: str | None
 
     @property
     def is_ok(self) -> bool:
-        return self.error is None
+        """Answered in full."""
+        return self.error is None and not self.was_cancelled
+
+    @property
+    def first_text_us(self) -> int | None:
+        """Arrival of the first generated text, reasoning included."""
+        return self.sent_us + self.content_us[0] if self.content_us else None
 
     @property
     def prompt_tokens(self) -> int:
@@ -97,7 +123,7 @@ class Distribution(Record):
     p99: float
 
 
-class MetricResult(Record):
+class MetricResult(Record, kw_only=True):
     """A metric of one cell: a distribution, a single value, or the reason why there is none."""
 
     distribution: Distribution | None = None
@@ -116,29 +142,163 @@ class MetricDefinition(Record):
     is_distribution: bool
 
 
-class CellResult(Record):
+class LoadStage(Record):
+    """A part of a piecewise load. The rate goes in a straight line from `rate` to `end_rate`."""
+
+    name: str
+    duration_s: float
+    rate: float
+    """Requests per second at its beginning."""
+    end_rate: float
+    """Requests per second at its end."""
+
+
+class LoadSpec(Record, kw_only=True):
+    """How the requests of a cell arrive."""
+
+    kind: LoadKind
+    """closed: so many in flight, the next sent when one ends. constant, poisson, gamma: arrivals at a rate whatever
+    the server does. stages: Poisson arrivals whose rate changes. trace: the arrival times of a recorded log."""
+    concurrency: int | None = None
+    """Requests kept in flight (closed)."""
+    rate: float | None = None
+    """Requests per second (constant, poisson, gamma)."""
+    burstiness: float | None = None
+    """Shape of the gamma distribution of the gaps between arrivals: below 1 in bursts, 1 Poisson, above 1 evener."""
+    stages: list[LoadStage] = []
+    trace: str | None = None
+    """File the arrivals were read from."""
+    speed_up: float = 1.0
+    """By how much a trace is replayed faster than it was recorded."""
+    num_requests: int | None = None
+    """Measured requests of each trial; none: as many as the duration holds."""
+    duration_s: float | None = None
+    """Seconds in which measured requests are sent; none: until all are."""
+    cancellation_rate: float = 0.0
+    """Share of the requests that the client gives up in the middle of the answer, on purpose."""
+    max_in_flight: int | None = None
+    """Most requests in flight of an open loop; what is due beyond them waits, and the wait is in the latency from
+    the scheduled time."""
+
+    @property
+    def key(self) -> str:
+        """A short name for ids: c8 for a closed loop, r2.5 for Poisson arrivals."""
+        if self.kind == "closed":
+            return f"c{self.concurrency}"
+        if self.kind == "poisson":
+            return f"r{self.rate:g}"
+        if self.kind == "gamma":
+            return f"r{self.rate:g}b{self.burstiness:g}"
+        if self.kind == "constant":
+            return f"k{self.rate:g}"
+        return self.kind if self.speed_up == 1 else f"{self.kind}x{self.speed_up:g}"
+
+    @property
+    def label(self) -> str:
+        """In words, for tables and plots."""
+        if self.kind == "closed":
+            return f"{self.concurrency} in flight"
+        if self.kind == "poisson":
+            return f"{self.rate:g}/s"
+        if self.kind == "gamma":
+            return f"{self.rate:g}/s, burstiness {self.burstiness:g}"
+        if self.kind == "constant":
+            return f"{self.rate:g}/s even"
+        if self.kind == "trace":
+            return "trace" if self.speed_up == 1 else f"trace × {self.speed_up:g}"
+        return "stages"
+
+    @property
+    def order(self) -> tuple[str, float, float]:
+        """To sort loads by: kind, then requests in flight or per second."""
+        level = self.concurrency or self.rate or self.speed_up
+        return self.kind, float(level), self.burstiness or 0.0
+
+
+class ClientError(Record):
+    """The client's own error at one number of streams, found with a server that stamps what it sends.
+
+    Microseconds from the server's stamp to the client's, on one clock. The server's own work between its stamp and
+    its write is included.
+    """
+
+    concurrency: int
+    num_events: int
+    ttft_p50_us: float
+    ttft_p99_us: float
+    event_p50_us: float
+    """Of all events."""
+    event_p99_us: float
+    itl_p50_us: float
+    """Of gaps between events: the client's gap minus the server's, its size without the sign."""
+    itl_p99_us: float
+
+
+class ClientLoad(Record, kw_only=True):
+    """How hard the client itself worked; of several trials the worst."""
+
+    num_workers: int
+    """Client processes."""
+    cpu_share: list[float]
+    """CPU time over wall time, one per worker; 1 is a whole core."""
+    loop_lag_p99_us: float | None = None
+    """How late the event loop woke from its timers, P99 over all workers; none when it was not measured."""
+    calibration: ClientError | None = None
+    """The client's error at the nearest number of streams, measured before the run; none when it was not."""
+
+
+class Window(Record, kw_only=True):
+    """The steady part of one trial: the load was full, and warm-up and run-out are outside."""
+
+    trial: int
+    start_us: int | None = None
+    end_us: int | None = None
+    withheld: str | None = None
+    """Why there is none."""
+
+
+class CellResult(Record, kw_only=True):
     """One measured combination of load and request shape."""
 
     id: str
-    concurrency: int
+    load: LoadSpec
     requested_prompt_tokens: int
+    """Of prompts whose sizes vary the mean; each request's own is in its record."""
     requested_output_tokens: int
+    """The mean too."""
+    has_fixed_sizes: bool = True
+    """Whether all requests of the cell ask for the same sizes."""
     is_stream: bool
-    num_requests: int
-    """Asked for."""
+    num_trials: int = 1
+    """Repeats measured so far; their requests are pooled, and no time between them counts."""
     num_done: int
-    """Measured requests that ended, well or badly."""
+    """Measured requests that ended, well, badly or cancelled."""
     start_us: int
     """First measured request sent, since the run began."""
     end_us: int
     """Last measured request ended."""
+    windows: list[Window] = []
+    """The steady-state window of each trial."""
     peak_in_flight: int
+    client: ClientLoad | None = None
     metrics: dict[str, MetricResult]
     errors: dict[str, int]
     """Failed measured requests by kind."""
+    num_cancelled: int = 0
+    """Measured requests that the client gave up on purpose."""
     status: Status = "complete"
     stop_reason: str | None = None
     """Why the cell has fewer requests than asked for."""
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests asked to be in flight; none for loads that are not closed loops."""
+        return self.load.concurrency if self.load.kind == "closed" else None
+
+    @property
+    def num_requests(self) -> int | None:
+        """Measured requests asked for, over all trials; none where the load goes by time."""
+        return None if self.load.num_requests is None else self.load.num_requests * self.num_trials
 
     def distribution(self, metric: str) -> Distribution | None:
         found = self.metrics.get(metric)
@@ -161,7 +321,7 @@ class Finding(Record):
     advice: str
 
 
-class TargetInfo(Record):
+class TargetInfo(Record, kw_only=True):
     """The server under measurement and what was found out about it before the run."""
 
     url: str
@@ -195,14 +355,15 @@ class Environment(Record):
     command: str
 
 
-class Workload(Record):
+class Workload(Record, kw_only=True):
     """What was asked for."""
 
-    concurrency: list[int]
+    loads: list[LoadSpec]
     prompt_tokens: list[int]
-    output_tokens: int
-    num_requests: int
+    output_tokens: list[int]
     num_warmup: int | None
+    """Unmeasured requests of each cell; none: as many as the load has in flight at first."""
+    num_trials: int = 1
     temperature: float
     fixed_output: bool
     seed: int
@@ -215,10 +376,10 @@ class Workload(Record):
 
 
 class RunResult(Record):
-    """Everything one `pelton bench serve` or `sweep` measured."""
+    """Everything one `pelton bench serve`, `sweep` or `search` measured."""
 
     schema: str
-    kind: Literal["serve", "sweep"]
+    kind: Literal["serve", "sweep", "search"]
     status: Status
     stop_reason: str | None
     environment: Environment
@@ -232,7 +393,7 @@ class RunResult(Record):
     requests: list[RequestRecord]
 
 
-class OfflineRecord(Record):
+class OfflineRecord(Record, kw_only=True):
     """Offline generation at one batch size: equal requests, all queued at once, the engine in process."""
 
     batch_size: int
@@ -287,118 +448,3 @@ class OfflineResult(Record):
     environment: Environment
     records: list[OfflineRecord]
     findings: list[Finding]
-
-
-def to_json(record: Record) -> bytes:
-    """Indented JSON; the requests of a run take one line each."""
-    if not isinstance(record, RunResult):
-        return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
-    frame = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(record, requests=[])), indent=1)
-    end = b'"requests": []\n}'
-    assert frame.endswith(end), "requests must stay the last field of RunResult"
-    lines = b",\n  ".join(msgspec.json.encode(r) for r in record.requests)
-    return frame.removesuffix(end) + b'"requests": [\n  ' + lines + b"\n ]\n}\n"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all.
-
-    Raises:
-        ConfigError: the directory cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; free space or choose another "
-                          "directory") from None
-
-
-def prepare_output_dir(directory: str) -> Path:
-    """Makes the directory and proves that it can be written, before anything is measured.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    path = Path(directory).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".pelton-{secrets.token_hex(4)}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"output_dir {directory!r} cannot be written: {error.strerror or error}; choose another "
-                          "directory") from None
-    return path
-
-
-def read_result(path: Path) -> RunResult:
-    """Reads a results.json.
-
-    Raises:
-        ConfigError: missing, not JSON, another schema version or damaged; the text says which.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"results {str(path)!r} cannot be read: {error.strerror or error}") from None
-    try:
-        schema = msgspec.json.decode(data, type=dict[str, Any]).get("schema")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"results {str(path)!r} is not a JSON object: {error}") from None
-    if schema != SCHEMA:
-        raise ConfigError(f"results {str(path)!r} has schema {schema!r}; this version reads {SCHEMA!r}")
-    try:
-        return msgspec.json.decode(data, type=RunResult)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"results {str(path)!r} does not fit schema {SCHEMA!r}: {error}") from None
-
-
-def _csv(header: list[str], rows: list[list[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-REQUEST_COLUMNS = ("cell", "index", "is_warmup", "is_stream", "requested_prompt_tokens", "client_prompt_tokens",
-                   "server_prompt_tokens", "requested_output_tokens", "output_tokens", "output_tokens_source",
-                   "cached_tokens", "connect_us", "was_resent", "sent_us", "first_byte_us", "first_content_us",
-                   "last_content_us", "end_us", "finish_reason", "http_status", "error", "error_message")
-CELL_COLUMNS = ("id", "concurrency", "requested_prompt_tokens", "requested_output_tokens", "is_stream",
-                "num_requests", "num_done", "peak_in_flight", "status", "stop_reason")
-STATISTICS = ("num_samples", "mean", "min", "max", "p50", "p90", "p95", "p99")
-
-
-def requests_csv(result: RunResult) -> bytes:
-    """One line per request; times in microseconds since the run began."""
-    rows = [[getattr(r, name) for name in REQUEST_COLUMNS] + [len(r.content_us)] for r in result.requests]
-    return _csv([*REQUEST_COLUMNS, "num_content_chunks"], rows)
-
-
-def cells_csv(result: RunResult) -> bytes:
-    """One line per cell; a distribution takes one column per statistic, named metric.statistic [unit]."""
-    header, rows = list(CELL_COLUMNS), [[getattr(c, name) for name in CELL_COLUMNS] for c in result.cells]
-    for metric in result.metrics:
-        if metric.is_distribution:
-            header += [f"{metric.name}.{s}" + ("" if s == "num_samples" else f" [{metric.unit}]") for s in STATISTICS]
-        else:
-            header.append(f"{metric.name} [{metric.unit}]")
-        for cell, row in zip(result.cells, rows, strict=True):
-            if metric.is_distribution:
-                found = cell.distribution(metric.name)
-                row += [None if found is None else getattr(found, s) for s in STATISTICS]
-            else:
-                row.append(cell.value(metric.name))
-    return _csv(header, rows)
-
-
-def write_result(result: RunResult, directory: Path) -> None:
-    """Writes results.json, requests.csv and cells.csv into the directory."""
-    write_atomic(directory / "results.json", to_json(result))
-    write_atomic(directory / "requests.csv", requests_csv(result))
-    write_atomic(directory / "cells.csv", cells_csv(result))

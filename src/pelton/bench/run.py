@@ -13,7 +13,7 @@ import msgspec
 
 from pelton.bench import prompts
 from pelton.bench.audit import audit
-from pelton.bench.cell import CellOutcome, CellSpec, run_cell
+from pelton.bench.cell import CellOutcome, CellSpec, closed, run_cell
 from pelton.bench.client import allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.metrics.registry import all_metrics
@@ -153,8 +153,9 @@ def command_line(kind: str, options: TargetOptions) -> str:
 def _workload(options: ServeOptions | SweepOptions, seed: int, target: Target) -> Workload:
     sizes = options.prompt_tokens
     return Workload(
-        concurrency=list(options.concurrency), prompt_tokens=[sizes] if isinstance(sizes, int) else list(sizes),
-        output_tokens=options.output_tokens, num_requests=options.num_requests, num_warmup=options.num_warmup,
+        loads=[closed(c, options.num_requests) for c in options.concurrency],
+        prompt_tokens=[sizes] if isinstance(sizes, int) else list(sizes), output_tokens=[options.output_tokens],
+        num_warmup=options.num_warmup,
         temperature=options.temperature, fixed_output=options.fixed_output, seed=seed,
         request_timeout_s=options.request_timeout, duration_budget_s=getattr(options, "duration_budget", None),
         prompts=prompts.DESCRIPTION, first_tokens_unique=target.prompts.first_tokens_unique)

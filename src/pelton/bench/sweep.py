@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pelton.bench.cell import CellSpec
+from pelton.bench.cell import CellSpec, closed
 from pelton.bench.command import measure
 from pelton.bench.options import SweepOptions
 
@@ -16,8 +16,8 @@ def run_sweep(options: SweepOptions) -> int:
     pairs = sorted((concurrency * prompt_tokens, prompt_tokens, concurrency)
                    for concurrency in options.concurrency for prompt_tokens in options.prompt_tokens)
     # Cheap cells first: what they leave of a time budget goes to the dear ones.
-    specs = [CellSpec(concurrency=concurrency, prompt_tokens=prompt_tokens, output_tokens=options.output_tokens,
-                      num_requests=options.num_requests, is_stream=True,
+    specs = [CellSpec(load=closed(concurrency, options.num_requests), prompt_tokens=prompt_tokens,
+                      output_tokens=options.output_tokens, is_stream=True,
                       num_warmup=concurrency if options.num_warmup is None else options.num_warmup)
              for _, prompt_tokens, concurrency in pairs]
     return measure("sweep", options, specs)

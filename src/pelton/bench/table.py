@@ -73,7 +73,7 @@ def stream_table(cells: Sequence[CellResult]) -> Table:
 
 
 def _in_flight(cell: CellResult) -> str:
-    return f"{number(cell.value('in_flight_requests'))} / {cell.concurrency:>3}"
+    return f"{number(cell.value('in_flight_requests'))} / {'–' if cell.concurrency is None else cell.concurrency:>3}"
 
 
 def _sizes(cell: CellResult) -> tuple[str, str]:
@@ -113,7 +113,7 @@ def print_result(console: Console, result: RunResult) -> None:
     console.print(f"[bold]{escape(target.model)}[/bold] at {target.url}, {target.endpoint}, "
                   f"{result.duration_s:.1f} s" + ("" if result.status == "complete" else " [yellow](partial)[/yellow]"),
                   highlight=False)
-    ordered = sorted(result.cells, key=lambda c: (c.requested_prompt_tokens, c.concurrency))
+    ordered = sorted(result.cells, key=lambda c: (c.requested_prompt_tokens, c.load.order))
     for is_stream, make in ((False, whole_table), (True, stream_table)):
         if cells := [c for c in ordered if c.is_stream == is_stream]:
             console.print()

@@ -54,6 +54,24 @@ def test_failed_requests_leave_latencies_but_not_time():
     assert measure("in_flight_requests", requests).value == pytest.approx(34 / 37)
 
 
+def test_time_between_trials_does_not_count():
+    trials = [request(), later(request(), 1_000_000, trial=1)]
+    assert measure("output_throughput", trials).value == pytest.approx(8 / 0.034)
+    assert measure("in_flight_requests", trials).value == pytest.approx(1.0)
+
+
+def test_cancelled_requests_are_neither_errors_nor_latencies():
+    requests = [request(), later(request(was_cancelled=True), 20_000, index=1)]
+    assert measure("errors", requests).value == 0
+    assert measure("e2e_latency", requests).distribution.num_samples == 1
+
+
+def test_reasoning_counts_as_text_but_not_as_the_first_content():
+    thinks = request(first_reasoning_us=10000, first_content_us=14000)
+    assert measure("ttft", [thinks]).distribution.p50 == 14
+    assert measure("decode_time", [thinks]).distribution.p50 == 6
+
+
 def test_true_prompt_size_is_the_servers():
     assert measure("prompt_tokens", [request(server_prompt_tokens=129)]).distribution.p50 == 129
     assert measure("prompt_tokens", [request(server_prompt_tokens=None)]).distribution.p50 == 16

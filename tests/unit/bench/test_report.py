@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 import pytest
 from helpers.bench import later, request, result, spec
 
+from pelton.bench.files import write_result
 from pelton.bench.options import ReportOptions
 from pelton.bench.report.command import run_report
 from pelton.bench.report.page import render
 from pelton.bench.report.plots import make_plots
-from pelton.bench.results import write_result
 from pelton.errors import ConfigError
 
 CELLS = [(spec(concurrency=c, prompt_tokens=size, num_requests=4), [

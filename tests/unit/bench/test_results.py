@@ -6,16 +6,10 @@ import os
 import pytest
 from helpers.bench import later, request, result, spec
 
-from pelton.bench import results
-from pelton.bench.results import (
-    OfflineRecord,
-    cells_csv,
-    read_result,
-    requests_csv,
-    to_json,
-    write_atomic,
-    write_result,
-)
+from pelton.bench import files
+from pelton.bench.files import read_result, to_json, write_atomic, write_result
+from pelton.bench.report.csv_tables import cells_csv, requests_csv
+from pelton.bench.results import OfflineRecord
 from pelton.errors import ConfigError
 
 
@@ -32,7 +26,7 @@ def test_written_result_reads_back_equal(made, tmp_path):
 
 def test_json_is_plain_and_holds_the_definitions(made):
     data = json.loads(to_json(made))
-    assert data["schema"] == "pelton.bench/1"
+    assert data["schema"] == "pelton.bench/2"
     assert len(data["requests"]) == 2
     assert {m["name"]: m["unit"] for m in data["metrics"]}["ttft"] == "ms"
     assert json.loads(to_json(result([(spec(), [])])))["requests"] == []
@@ -51,7 +45,7 @@ def test_csv_columns_and_rows(made):
 @pytest.mark.parametrize(("text", "message"), [
     ("", "not a JSON object"), ("[]", "not a JSON object"), ("\xff", "does not|not a JSON object"),
     ('{"schema": "pelton.bench/9"}', "has schema 'pelton.bench/9'; this version reads"), ("{}", "has schema None"),
-    ('{"schema": "pelton.bench/1"}', "does not fit schema")])
+    ('{"schema": "pelton.bench/2"}', "does not fit schema")])
 def test_files_that_are_no_result(tmp_path, text, message):
     path = tmp_path / "results.json"
     path.write_bytes(text.encode("latin-1"))
@@ -75,7 +69,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
@@ -85,7 +79,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
 def test_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="output_dir"):
-        results.prepare_output_dir(str(tmp_path / "file" / "below"))
+        files.prepare_output_dir(str(tmp_path / "file" / "below"))
 
 
 def test_offline_record_derives_its_rates():

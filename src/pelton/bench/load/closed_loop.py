@@ -65,7 +65,9 @@ async def run_closed_loop(requests: Sequence[bytes], send: Send, *, concurrency:
         for position in positions:
             if not may_start(position):
                 return
+            scheduled_ns = now_ns()
             exchange = await send(requests[position])
+            exchange.scheduled_ns = scheduled_ns
             result.exchanges[position] = exchange
             failed = exchange.failure is not None or exchange.response.status != 200
             num_failures_in_a_row = num_failures_in_a_row + 1 if failed else 0

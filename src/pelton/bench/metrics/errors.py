@@ -6,7 +6,7 @@ from pelton.bench.metrics.metric import Metric, Sample
 
 
 def _compute(sample: Sample) -> float:
-    return float(len(sample.requests) - len(sample.ok))
+    return float(sum(r.error is not None for r in sample.requests))
 
 
 METRIC = Metric(

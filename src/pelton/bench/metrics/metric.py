@@ -38,7 +38,17 @@ class Sample:
 
     @property
     def wall_s(self) -> float:
-        return max(self.end_us - self.start_us, 1) / 1e6
+        """Seconds of the load: from the first sending to the last end of each trial; none between trials."""
+        return max(sum(end - start for start, end in self.spans_us.values()), 1) / 1e6
+
+    @cached_property
+    def spans_us(self) -> dict[int, tuple[int, int]]:
+        """Trial -> (first request sent, last request ended)."""
+        spans: dict[int, tuple[int, int]] = {}
+        for r in self.requests:
+            start, end = spans.get(r.trial, (r.sent_us, r.end_us))
+            spans[r.trial] = min(start, r.sent_us), max(end, r.end_us)
+        return spans
 
     def streamed(self) -> list[RequestRecord]:
         """Good requests whose text arrived in chunks.
@@ -48,7 +58,7 @@ class Sample:
         """
         if not self.is_stream:
             raise Withheld("the answers were not streamed")
-        return [r for r in self.ok if r.first_content_us is not None]
+        return [r for r in self.ok if r.content_us]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from pelton.bench.metrics.metric import Metric, Sample
 
 
 def _compute(sample: Sample) -> list[float]:
-    return [(r.first_content_us - r.sent_us) / 1e3 for r in sample.streamed()]
+    return [(r.first_content_us - r.sent_us) / 1e3 for r in sample.streamed()
+            if r.first_content_us is not None]
 
 
 METRIC = Metric(

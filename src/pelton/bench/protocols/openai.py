@@ -54,7 +54,14 @@ class Answer:
 
     text: str = ""
     content_ns: list[int] = field(default_factory=list)
-    """Arrival of each chunk with text (streaming only)."""
+    """Arrival of each chunk with text, reasoning included (streaming only)."""
+    first_chunk_ns: int | None = None
+    """Arrival of the first event, with text or without."""
+    first_reasoning_ns: int | None = None
+    first_content_ns: int | None = None
+    """Arrival of the first text that is no reasoning."""
+    num_chunks: int = 0
+    """Events, with text or without."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
@@ -95,7 +102,7 @@ def _read_whole(body: bytes, answer: Answer) -> None:
         if "error" in data or choice is None:
             raise ValueError(error_text(body))
         _read_usage(data, answer)
-        answer.text = _text_of(choice, "message")
+        answer.text = "".join(_text_of(choice, "message"))
         answer.finish_reason = choice.get("finish_reason")
     except (ValueError, TypeError, AttributeError) as error:
         answer.failure = Failure("malformed", f"the answer is no completion: {str(error)[:200]}")
@@ -112,6 +119,9 @@ def _read_stream(exchange: Exchange, answer: Answer) -> None:
         if event.strip() == b"[DONE]":
             is_done = True
             break
+        answer.num_chunks += 1
+        if answer.first_chunk_ns is None:
+            answer.first_chunk_ns = stamp
         try:
             data = _object(event)
             if data.get("error"):
@@ -121,9 +131,14 @@ def _read_stream(exchange: Exchange, answer: Answer) -> None:
             choice = _first_choice(data)
             if choice is None:
                 continue
-            if text := _text_of(choice, "delta"):
-                texts.append(text)
+            reasoning, content = _text_of(choice, "delta")
+            if reasoning or content:
+                texts.append(reasoning + content)
                 answer.content_ns.append(stamp)
+            if reasoning and answer.first_reasoning_ns is None:
+                answer.first_reasoning_ns = stamp
+            if content and answer.first_content_ns is None:
+                answer.first_content_ns = stamp
             answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
         except (ValueError, TypeError, AttributeError) as error:
             answer.failure = Failure("malformed", f"event {event[:80]!r} is no completion chunk: {str(error)[:120]}")
@@ -149,12 +164,12 @@ def _first_choice(data: dict[str, Any]) -> dict[str, Any] | None:
     return choices[0]
 
 
-def _text_of(choice: dict[str, Any], part: Literal["message", "delta"]) -> str:
-    """Content or reasoning of a chat choice, text of a completion; reasoning is generated text like any other."""
+def _text_of(choice: dict[str, Any], part: Literal["message", "delta"]) -> tuple[str, str]:
+    """(reasoning, content) of a chat choice, ("", text) of a completion."""
     if "text" in choice:
-        return choice["text"] or ""
+        return "", choice["text"] or ""
     found = choice.get(part) or {}
-    return (found.get("reasoning_content") or found.get("reasoning") or "") + (found.get("content") or "")
+    return found.get("reasoning_content") or found.get("reasoning") or "", found.get("content") or ""
 
 
 def _read_usage(data: dict[str, Any], answer: Answer) -> None:

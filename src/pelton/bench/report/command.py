@@ -8,9 +8,10 @@ import msgspec
 
 from pelton.bench.audit import audit
 from pelton.bench.command import print_json
+from pelton.bench.files import read_result
 from pelton.bench.options import ReportOptions
 from pelton.bench.report.page import write_report
-from pelton.bench.results import read_result
+from pelton.bench.summary import recompute
 
 
 def run_report(options: ReportOptions) -> int:
@@ -22,7 +23,7 @@ def run_report(options: ReportOptions) -> int:
     source = Path(options.results).expanduser()
     if source.is_dir():
         source = source / "results.json"
-    result = read_result(source)
+    result = recompute(read_result(source))
     result = msgspec.structs.replace(result, findings=audit(result))
     output = source.with_name("report.html") if options.output is None else Path(options.output).expanduser()
     write_report(result, output)

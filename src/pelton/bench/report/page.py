@@ -9,10 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from pelton.bench.files import write_atomic
 from pelton.bench.percentiles import RULE
 from pelton.bench.report.plots import Plot, make_plots
 from pelton.bench.report.tables import cells_table, definitions, facts, findings_list, throughput_table
-from pelton.bench.results import RunResult, write_atomic
+from pelton.bench.results import RunResult
 
 # The page may run its own scripts and nothing else: a browser refuses any request it would make.
 POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -79,9 +80,10 @@ def _header(result: RunResult) -> str:
     if quick is not None:
         tiles.append(("lowest median TTFT", f"{quick:,.1f} ms"))
     inner = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)
+    lengths = ", ".join(map(str, workload.output_tokens))
     return (f'<header><p class="over">pelton bench {result.kind}</p><h1>{escape(target.model)}</h1>'
-            f"<p>{escape(target.endpoint)} at {escape(target.url)}, {workload.output_tokens} output tokens a request, "
-            f"{workload.num_requests} requests a cell. {escape(_date(result.environment.started_at))}</p>{state}"
+            f"<p>{escape(target.endpoint)} at {escape(target.url)}, {lengths} output tokens a request. "
+            f"{escape(_date(result.environment.started_at))}</p>{state}"
             f'<div class="tiles">{inner}</div></header>')
 
 
@@ -101,7 +103,7 @@ def _plot_section(plot: Plot) -> str:
 
 def _tables(result: RunResult) -> str:
     def order(cells: list) -> list:
-        return sorted(cells, key=lambda c: (c.requested_prompt_tokens, c.concurrency))
+        return sorted(cells, key=lambda c: (c.requested_prompt_tokens, c.load.order))
 
     streamed = order([c for c in result.cells if c.is_stream])
     whole = order([c for c in result.cells if not c.is_stream])

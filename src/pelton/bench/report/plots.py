@@ -53,11 +53,12 @@ def ttft_over_tokens(cells: list[CellResult], failed: set[str]) -> Plot | None:
     """P95 TTFT over input tokens in flight, one line per prompt size."""
     figure = _figure(_by_prompt(cells), failed, x=lambda c: c.value("in_flight_input_tokens"), y=_p95_ttft,
                      x_title="input tokens in flight (mean, measured)", y_title="P95 time to first token (ms)",
-                     label=lambda c: str(c.concurrency))
+                     label=lambda c: c.load.key.removeprefix("c"))
     return figure and Plot(
         "ttft-over-tokens", "Time to first token over input tokens in flight",
-        "Each point is a cell; the number above it is the concurrency asked for. Across: measured requests in flight × "
-        "true prompt tokens. Up: 95 of 100 requests had their first token within this time.", figure)
+        "Each point is a cell; the mark above it is the load asked for (8: that many in flight; r2.5: requests a "
+        "second). Across: measured requests in flight × true prompt tokens. Up: 95 of 100 requests had their first "
+        "token within this time.", figure)
 
 
 def throughput_over_concurrency(cells: list[CellResult], failed: set[str]) -> Plot | None:
@@ -81,8 +82,8 @@ def itl_over_concurrency(cells: list[CellResult], failed: set[str]) -> Plot | No
 
 
 def ttft_over_prompt(cells: list[CellResult], failed: set[str]) -> Plot | None:
-    """P95 TTFT over the true prompt size, one line per concurrency."""
-    figure = _figure(_by_concurrency(cells), failed, x=lambda c: getattr(c.distribution("prompt_tokens"), "p50", None),
+    """P95 TTFT over the true prompt size, one line per load."""
+    figure = _figure(_by_load(cells), failed, x=lambda c: getattr(c.distribution("prompt_tokens"), "p50", None),
                      y=_p95_ttft, x_title="prompt tokens (as the server counted them)",
                      y_title="P95 time to first token (ms)")
     if figure is None or len({c.requested_prompt_tokens for c in cells}) < 2:
@@ -97,15 +98,14 @@ def _p95_ttft(cell: CellResult) -> float | None:
 
 
 def _by_prompt(cells: list[CellResult]) -> list[Series]:
-    ordered = sorted(cells, key=lambda c: (c.requested_prompt_tokens, c.concurrency))
+    ordered = sorted(cells, key=lambda c: (c.requested_prompt_tokens, c.load.order))
     return [Series(f"{size:,} tokens in", list(group))
             for size, group in itertools.groupby(ordered, key=lambda c: c.requested_prompt_tokens)]
 
 
-def _by_concurrency(cells: list[CellResult]) -> list[Series]:
-    ordered = sorted(cells, key=lambda c: (c.concurrency, c.requested_prompt_tokens))
-    return [Series(f"{concurrency} in flight", list(group))
-            for concurrency, group in itertools.groupby(ordered, key=lambda c: c.concurrency)]
+def _by_load(cells: list[CellResult]) -> list[Series]:
+    ordered = sorted(cells, key=lambda c: (c.load.order, c.requested_prompt_tokens))
+    return [Series(label, list(group)) for label, group in itertools.groupby(ordered, key=lambda c: c.load.label)]
 
 
 def _figure(series: list[Series], failed: set[str], *, x: Callable[[CellResult], float | None],
@@ -140,7 +140,7 @@ def _hover_text(cell: CellResult, failed: set[str]) -> str:
 
     ttft = cell.distribution("ttft")
     lines = [f"<b>{cell.id}</b>" + (" (audit failed)" if cell.id in failed else ""),
-             f"in flight {show(cell.value('in_flight_requests'), '')}of {cell.concurrency} asked for",
+             f"in flight {show(cell.value('in_flight_requests'), '')}; asked for: {cell.load.label}",
              f"input tokens in flight {show(cell.value('in_flight_input_tokens'), '')}"]
     if ttft is not None:
         lines.append(f"TTFT P50 {show(ttft.p50, 'ms')}, P95 {show(ttft.p95, 'ms')}, P99 {show(ttft.p99, 'ms')}")

@@ -25,7 +25,7 @@ def cells_table(caption: str, cells: Sequence[CellResult], metrics: Sequence[str
     shown = [(defined[name].is_distribution, name) for name in metrics]
     rows = [_cell_row(cell, shown, opens) for cell, opens in zip(cells, _opens_group(cells))]
     return (f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>'
-            '<th rowspan="2" scope="col">prompt<br>tokens</th><th rowspan="2" scope="col">in flight<br>asked for</th>'
+            '<th rowspan="2" scope="col">prompt<br>tokens</th><th rowspan="2" scope="col">load<br>asked for</th>'
             '<th rowspan="2" scope="col">in flight<br>measured</th>' + "".join(groups) + "</tr><tr>"
             + "".join(subheads) + "</tr></thead><tbody>" + "".join(rows) + "</tbody></table></div>")
 
@@ -41,7 +41,7 @@ def _cell_row(cell: CellResult, metrics: list[tuple[bool, str]], opens: str) -> 
     true = f"{sizes.p50:g}" if sizes is not None else "–"
     if true != str(cell.requested_prompt_tokens):
         true += f' <span class="asked">of {cell.requested_prompt_tokens} asked for</span>'
-    texts = [f"<th scope=row>{true}</th>", f"<td>{cell.concurrency}</td>",
+    texts = [f"<th scope=row>{true}</th>", f"<td>{escape(cell.load.label)}</td>",
              f"<td>{number(cell.value('in_flight_requests'))}</td>"]
     for is_distribution, name in metrics:
         if is_distribution:
@@ -64,7 +64,7 @@ def _percentile(found: Distribution | None, percent: int, withheld: str | None) 
 
 def throughput_table(cells: Sequence[CellResult]) -> str:
     """One row per cell: rates, true sizes and failures."""
-    heads = ("prompt<br>tokens", "in flight<br>asked for", "in flight<br>measured", "output<br>tokens",
+    heads = ("prompt<br>tokens", "load<br>asked for", "in flight<br>measured", "output<br>tokens",
              "output<br>tokens/s", "input<br>tokens/s", "requests/s", "requests", "failed")
     rows = []
     for cell, opens in zip(cells, _opens_group(cells)):
@@ -72,7 +72,7 @@ def throughput_table(cells: Sequence[CellResult]) -> str:
         length = "–" if lengths is None else f"{lengths.min:g}" if lengths.min == lengths.max else (
             f"{lengths.min:g}–{lengths.max:g}")
         num_failed = sum(cell.errors.values())
-        values = [str(cell.concurrency), number(cell.value("in_flight_requests")), length,
+        values = [escape(cell.load.label), number(cell.value("in_flight_requests")), length,
                   number(cell.value("output_throughput")), number(cell.value("input_throughput")),
                   number(cell.value("request_throughput")), f"{cell.num_done}"]
         failed = f'<td class="{"bad" if num_failed else ""}">{num_failed}</td>'

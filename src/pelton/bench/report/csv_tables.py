@@ -1,0 +1,49 @@
+"""A result as CSV: one line per request, one line per cell."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from pelton.bench.results import RequestRecord, RunResult
+
+
+def _csv(header: list[str], rows: list[list[Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+REQUEST_COLUMNS = tuple(name for name in RequestRecord.__struct_fields__ if name != "content_us")
+LOAD_COLUMNS = ("kind", "concurrency", "rate", "burstiness", "duration_s", "cancellation_rate")
+CELL_COLUMNS = ("id", "requested_prompt_tokens", "requested_output_tokens", "is_stream", "num_trials", "num_requests",
+                "num_done", "num_cancelled", "peak_in_flight", "status", "stop_reason")
+STATISTICS = ("num_samples", "mean", "min", "max", "p50", "p90", "p95", "p99")
+
+
+def requests_csv(result: RunResult) -> bytes:
+    """One line per request; times in microseconds since the run began."""
+    rows = [[getattr(r, name) for name in REQUEST_COLUMNS] + [len(r.content_us)] for r in result.requests]
+    return _csv([*REQUEST_COLUMNS, "num_content_chunks"], rows)
+
+
+def cells_csv(result: RunResult) -> bytes:
+    """One line per cell; a distribution takes one column per statistic, named metric.statistic [unit]."""
+    header = [*CELL_COLUMNS, *(f"load.{name}" for name in LOAD_COLUMNS)]
+    rows = [[getattr(c, name) for name in CELL_COLUMNS] + [getattr(c.load, name) for name in LOAD_COLUMNS]
+            for c in result.cells]
+    for metric in result.metrics:
+        if metric.is_distribution:
+            header += [f"{metric.name}.{s}" + ("" if s == "num_samples" else f" [{metric.unit}]") for s in STATISTICS]
+        else:
+            header.append(f"{metric.name} [{metric.unit}]")
+        for cell, row in zip(result.cells, rows, strict=True):
+            if metric.is_distribution:
+                found = cell.distribution(metric.name)
+                row += [None if found is None else getattr(found, s) for s in STATISTICS]
+            else:
+                row.append(cell.value(metric.name))
+    return _csv(header, rows)

@@ -1,0 +1,55 @@
+"""A cell's figures, computed from its requests alone; so a stored result can be computed again."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from pelton.bench.metrics.metric import Sample
+from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.results import CellResult, LoadSpec, RequestRecord, RunResult
+
+
+def empty_cell(cell_id: str, load: LoadSpec, *, prompt_tokens: int, output_tokens: int, is_stream: bool,
+               has_fixed_sizes: bool = True, num_trials: int = 1) -> CellResult:
+    """A cell of which only what was asked for is known."""
+    return CellResult(id=cell_id, load=load, requested_prompt_tokens=prompt_tokens,
+                      requested_output_tokens=output_tokens, has_fixed_sizes=has_fixed_sizes, is_stream=is_stream,
+                      num_trials=num_trials, num_done=0, start_us=0, end_us=0, peak_in_flight=0, metrics={}, errors={})
+
+
+def summarize(cell: CellResult, measured: Sequence[RequestRecord]) -> CellResult:
+    """The cell with everything that follows from its measured requests of all trials.
+
+    What was asked for, what the client process did and why the cell stopped are kept as they are.
+    """
+    sample = Sample(measured, cell.is_stream)
+    is_whole = cell.stop_reason is None and cell.num_requests in (None, len(measured))
+    return msgspec.structs.replace(
+        cell, num_done=len(measured), start_us=sample.start_us if measured else 0,
+        end_us=sample.end_us if measured else 0, peak_in_flight=peak_in_flight(measured),
+        metrics={m.name: m.measure(sample) for m in all_metrics()},
+        errors=dict(Counter(r.error for r in measured if r.error is not None)),
+        num_cancelled=sum(r.was_cancelled for r in measured), status="complete" if is_whole else "partial")
+
+
+def recompute(result: RunResult) -> RunResult:
+    """A stored result with the figures of all cells computed again by this version's formulas."""
+    measured: dict[str, list[RequestRecord]] = defaultdict(list)
+    for record in result.requests:
+        if not record.is_warmup:
+            measured[record.cell].append(record)
+    return msgspec.structs.replace(result, cells=[summarize(c, measured[c.id]) for c in result.cells],
+                                   metrics=[m.describe() for m in all_metrics()])
+
+
+def peak_in_flight(records: Sequence[RequestRecord]) -> int:
+    """Most requests between sending and end at one time."""
+    edges = sorted([(r.sent_us, 1) for r in records] + [(r.end_us, -1) for r in records])
+    in_flight = peak = 0
+    for _, change in edges:  # at equal times ends (-1) sort before starts
+        in_flight += change
+        peak = max(peak, in_flight)
+    return peak
