@@ -25,6 +25,8 @@ from pelton.types import Output, Request
 LAST_WORDS_S = 0.5
 """How long a message may take that was sent just before the process ended."""
 SHUTDOWN_S = 10.0
+ENGINE = ("-P", "-m", "pelton.engine.process")
+"""What Python is started with. -P: files of the working directory are no modules."""
 
 
 class EngineClient:
@@ -60,11 +62,10 @@ class EngineClient:
         folder = _private_folder()
         try:
             address = f"ipc://{folder}/engine"
-            # -P: files of the working directory are no modules. A session of its own: Ctrl-C is for the server alone.
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "pelton.engine.process", "--engine", str(engine_dir), "--address", address,
+                sys.executable, *ENGINE, "--engine", str(engine_dir), "--address", address,
                 "--config", json.dumps(to_dict(config)), *_weights_options(random_weights),
-                stdin=asyncio.subprocess.PIPE, start_new_session=True)
+                stdin=asyncio.subprocess.PIPE, start_new_session=True)  # its own session: Ctrl-C is for the server
             socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
                 socket.setsockopt(option, 0)
