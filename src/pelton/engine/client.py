@@ -18,7 +18,7 @@ import zmq.asyncio
 
 from pelton.config import ExecutorConfig, RandomWeights, to_dict
 from pelton.engine import messages
-from pelton.engine.messages import Ready, Stats, checked_request
+from pelton.engine.messages import Ready, Stats
 from pelton.errors import EngineDeadError, RequestError, error_of_kind
 from pelton.types import Output, Request
 
@@ -100,7 +100,8 @@ class EngineClient:
         still_open = set(range(request.sampling_params.n))
         self._queues[request_id], self._open[request_id] = news, still_open
         try:
-            await self._send(messages.Add(checked_request(request)))
+            self._check_alive()
+            await self._socket.send(messages.encode_add(request))
             while still_open:
                 output = await news.get()
                 if output is None:

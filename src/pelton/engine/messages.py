@@ -96,14 +96,34 @@ decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 
 
+class _AddEncoded(msgspec.Struct, tag="add", array_like=True):
+    """`Add` around a request that is in msgpack already."""
+
+    request: msgspec.Raw
+
+
+def encode_add(request: Request) -> bytes:
+    """The message that asks for a request.
+
+    Raises:
+        RequestError: as `checked_request`.
+    """
+    return encode(_AddEncoded(msgspec.Raw(_check(request)[0])))
+
+
 def checked_request(request: Request) -> Request:
     """A request as the engine will read it, apart from the caller's own object, which may change later.
 
     Raises:
         RequestError: a field is of the wrong type (Python's constructors take anything); the text names it.
     """
+    return _check(request)[1]
+
+
+def _check(request: Request) -> tuple[bytes, Request]:
     try:
-        return _decode_request(encode(request))
+        data = encode(request)
+        return data, _decode_request(data)
     except msgspec.ValidationError as error:
         path, text = located(error)
         raise RequestError(f"{path}: {text}" if path else text, param=path or None) from None

@@ -52,8 +52,8 @@ class Generation:
         self._state = state
         self.params = params
         self.requests = [
-            Request(ids, max_new_tokens=limit, sampling_params=params, request_id=f"{request_id}-{i}",
-                    priority=priority, cache_salt=cache_salt, arrival_time=arrival)
+            Request(ids, max_new_tokens=None if limit == params.max_tokens else limit, sampling_params=params,
+                    request_id=f"{request_id}-{i}", priority=priority, cache_salt=cache_salt, arrival_time=arrival)
             for i, (ids, limit) in enumerate(zip(prompts, max_tokens, strict=True))]
         self.usage = Usage(num_prompt_tokens=sum(map(len, prompts)))
 

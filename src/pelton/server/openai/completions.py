@@ -95,11 +95,10 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     if isinstance(prompt, list):
         if not prompt:
             raise RequestError("prompt is empty: give at least one token", param="prompt", code="empty_prompt")
-        if all(type(entry) is int for entry in prompt):
+        kinds = set(map(type, prompt))  # a prompt may be long: this runs at C's speed
+        if kinds == {int}:
             return [prompt]
-        if all(isinstance(entry, str) for entry in prompt):
-            return prompt
-        if all(isinstance(entry, list) and all(type(token) is int for token in entry) for entry in prompt):
+        if kinds == {str} or (kinds == {list} and all(set(map(type, entry)) <= {int} for entry in prompt)):
             return prompt
     raise RequestError("prompt must be a string, a list of strings, a list of token ids or a list of such lists",
                        param="prompt", code="invalid_type")
