@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pelton.kernels.decode_rows.reference import DecodeBuffers
+from pelton.kernels.launch import launch
 
 _LANES = 256
 
@@ -14,7 +15,8 @@ _LANES = 256
 def fill(buffers: DecodeBuffers, slots: Tensor, positions: Tensor, last_tokens: Tensor, tables: Tensor, *,
          num_padded: int, tokens_per_block: int) -> None:
     """As the reference's; of a block table only what the row's length needs is written."""
-    fill_kernel[(num_padded,)](
+    launch(
+        fill_kernel, (num_padded,),
         slots, positions, last_tokens, tables, buffers.token_ids, buffers.positions, buffers.seq_lens,
         buffers.slot_mapping, buffers.block_tables, len(slots), tables.shape[1], TOKENS_PER_BLOCK=tokens_per_block,
         LANES=_LANES, num_warps=2)

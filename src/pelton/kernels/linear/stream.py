@@ -33,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from pelton.kernels.launch import launch as launch_kernel
 from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.linear.workspace import Workspace
 
@@ -283,7 +284,8 @@ def launch(x: Tensor, w_desc: TensorDescriptor, bias: Tensor | None, norm: Norm 
     norm_desc = None
     if norm is not None:
         norm_desc = TensorDescriptor(norm.weight, [k_size], [1], [config.block_k], _VECTORS[norm.weight.dtype])
-    stream_kernel[(num_programs,)](
+    launch_kernel(
+        stream_kernel, (num_programs,),
         describe(x, pad_m, config.block_k), w_desc, norm_desc, bias, residual, out, workspace.partials, workspace.sums,
         workspace.arrivals, num_rows, num_outputs, k_size, num_tiles, num_k_steps, 0.0 if norm is None else norm.eps,
         pad_m=pad_m, halves=config.halves, block_k=config.block_k, num_stages=config.num_stages,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pelton.kernels.activation.triton import activate
+from pelton.kernels.launch import launch as launch_kernel
 from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.linear.workspace import Workspace
 
@@ -128,7 +129,8 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, ac
     steps_per_split = triton.cdiv(num_steps, num_splits)
     num_splits = triton.cdiv(num_steps, steps_per_split)
     assert num_splits == 1 or num_tiles <= workspace.arrivals.numel()
-    tile_kernel[(num_tiles, num_splits)](
+    launch_kernel(
+        tile_kernel, (num_tiles, num_splits),
         x, weight, None if norm is None else norm.weight, bias, residual, out, workspace.partials, workspace.sums,
         workspace.arrivals, num_rows, num_outputs, num_splits, steps_per_split, 0.0 if norm is None else norm.eps,
         K=k_size, PAD_M=pad_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, HAS_NORM=norm is not None,

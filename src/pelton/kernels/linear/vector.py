@@ -14,6 +14,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.kernels.activation.triton import activate
+from pelton.kernels.launch import launch as launch_kernel
 from pelton.kernels.linear.prologue import Norm
 
 
@@ -110,7 +111,8 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, ac
     num_outputs, k_size = out.shape[1], x.shape[1]
     tile = config.rows // (2 if act is not None else 1)
     options = {"launch_pdl": True} if is_dependent else {}
-    vector_kernel[(triton.cdiv(num_outputs, tile),)](
+    launch_kernel(
+        vector_kernel, (triton.cdiv(num_outputs, tile),),
         x, weight, None if norm is None else norm.weight, bias, residual, out, num_outputs,
         0.0 if norm is None else norm.eps, K=k_size, ROWS=config.rows, BLOCK_K=config.block_k,
         HAS_NORM=norm is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACT=act,

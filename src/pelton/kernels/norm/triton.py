@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.kernels.gpu_features import gpu_features
+from pelton.kernels.launch import launch
 
 
 def prepare_weight(weight: Tensor, offset: float) -> Tensor:
@@ -45,9 +46,9 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out:
     block = triton.next_power_of_2(width)
     is_dependent = gpu_features(x.device).can_launch_early
     options = {"launch_pdl": True} if is_dependent else {}
-    rms_norm_kernel[(num_rows,)](x, residual, weight, out, total, width, x.stride(0), eps, BLOCK=block,
-                                 HAS_RESIDUAL=residual is not None, IS_DEPENDENT=is_dependent,
-                                 num_warps=min(16, max(1, block // 512)), **options)
+    launch(rms_norm_kernel, (num_rows,), x, residual, weight, out, total, width, x.stride(0), eps, BLOCK=block,
+           HAS_RESIDUAL=residual is not None, IS_DEPENDENT=is_dependent, num_warps=min(16, max(1, block // 512)),
+           **options)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

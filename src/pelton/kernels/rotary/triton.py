@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.launch import launch
 
 Angles = tuple[Tensor, Tensor]
 _HEADS_PER_PROGRAM = 8
@@ -31,7 +32,8 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
     half_pad = triton.next_power_of_2(half_dim)
     rest_dim = head_dim - 2 * half_dim
     grid = (num_tokens, triton.cdiv(num_all_heads, _HEADS_PER_PROGRAM))
-    rotate_and_store_kernel[grid](
+    launch(
+        rotate_and_store_kernel, grid,
         qkv, cos, sin, pool, meta.slot_mapping, q_norm, k_norm, pool.shape[1] * 2 * num_kv_heads,
         layer * 2 * num_kv_heads, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF_DIM=half_dim, HALF_PAD=half_pad,
