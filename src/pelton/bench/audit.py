@@ -269,8 +269,8 @@ def too_few_samples(view: View) -> Iterator[Finding]:
         needs = " and ".join(f"P{p} needs {num_samples_needed(p)}" for p in thin)
         yield Finding(name="too_few_samples", severity="note", cells=list(few),
                       evidence=f"{len(few)} cells have {_spread(list(few.values()))} good requests each; {needs}",
-                      advice="Percentiles marked * are close to the largest sample, not estimates of the tail; "
-                             "give more num_requests to see past it.")
+                      advice="These percentiles are withheld: they would be little more than the largest sample. "
+                             "Give more num_requests.")
 
 
 @check

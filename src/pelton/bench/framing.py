@@ -47,6 +47,9 @@ class _Part(enum.Enum):
     DONE = enum.auto()
 
 
+_CHUNKED = (_Part.CHUNK_SIZE, _Part.CHUNK_DATA, _Part.TRAILER)
+
+
 class ResponseFramer:
     """Takes the bytes of one response as they arrive."""
 
@@ -54,11 +57,37 @@ class ResponseFramer:
         self.response = Response()
         self._part = _Part.HEAD
         self._rest = b""
+        self._uncut: list[tuple[int, bytes]] = []
         self._left = 0  # bytes of body (LENGTH) or of chunk and its CRLF (CHUNK_DATA) still to come
 
     @property
     def is_done(self) -> bool:
         return self._part is _Part.DONE
+
+    def take(self, now_ns: int, data: bytes) -> bool:
+        """As feed, but a chunked body is left uncut until bytes arrive that may be its end.
+
+        An event stream is read in many small pieces, and cutting each would keep other sockets waiting.
+
+        Raises:
+            FramingError: see feed; it may come later than there.
+        """
+        # The last chunk or trailer ends in an empty line; a piece shorter than that line may be its second half.
+        if self._part in _CHUNKED and len(data) >= 4 and data[-4:] != b"\r\n\r\n":
+            self._uncut.append((now_ns, data))
+            return False
+        self.cut()
+        return self.feed(now_ns, data)
+
+    def cut(self) -> None:
+        """Cuts what `take` has left uncut.
+
+        Raises:
+            FramingError: see feed.
+        """
+        uncut, self._uncut = self._uncut, []
+        for stamp, piece in uncut:
+            self.feed(stamp, piece)
 
     def feed(self, now_ns: int, data: bytes) -> bool:
         """Takes bytes that arrived at `now_ns`; True when the response is whole.

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from pelton.bench.cell import CellSpec
 from pelton.bench.client import Exchange, now_ns
-from pelton.bench.results import CellResult, TargetInfo
+from pelton.bench.results import CellResult, Distribution, TargetInfo
 
 MIN_REDRAW_NS = 250_000_000
 BAR_WIDTH = 20
@@ -52,9 +52,9 @@ class Progress:
         ttft, latency = cell.distribution("ttft"), cell.distribution("e2e_latency")
         parts = [f"{cell.id:<18}"]
         if ttft is not None:
-            parts.append(f"TTFT P50 {ttft.p50:.1f} ms, P95 {ttft.p95:.1f} ms")
+            parts.append(f"TTFT {_percentiles(ttft)}")
         elif latency is not None:
-            parts.append(f"latency P50 {latency.p50:.1f} ms, P95 {latency.p95:.1f} ms")
+            parts.append(f"latency {_percentiles(latency)}")
         parts.append(f"{cell.value('output_throughput') or 0.0:,.1f} tokens/s")
         if cell.errors:
             parts.append(f"{sum(cell.errors.values())} failed")
@@ -79,3 +79,7 @@ class Progress:
         if not self._is_silent:
             self._out.write(text)
             self._out.flush()
+
+
+def _percentiles(found: Distribution) -> str:
+    return f"P50 {found.p50:.1f} ms" + ("" if found.p95 is None else f", P95 {found.p95:.1f} ms")

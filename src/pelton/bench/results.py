@@ -110,17 +110,50 @@ class RequestRecord(Record, kw_only=True):
         return self.end_us - self.sent_us
 
 
+class Percentile(Record):
+    """A percentile and its 95 % confidence interval."""
+
+    value: float
+    low: float | None
+    """None: the samples do not reach far enough to say."""
+    high: float | None
+
+
 class Distribution(Record):
-    """Summary of samples; percentiles interpolate linearly between the two nearest ranks."""
+    """Summary of samples; the rules are those of `pelton.bench.percentiles`."""
 
     num_samples: int
     mean: float
+    std: float | None
+    """Standard deviation of the samples; none for a single one."""
     min: float
     max: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
+    percentiles: dict[str, Percentile]
+    """By name: p50, p90, p95, p99, p99.9; only those that have enough samples."""
+    missing: dict[str, int]
+    """Withheld percentile -> how many more samples it needs."""
+
+    def value(self, name: str) -> float | None:
+        """A percentile by name; none where it is withheld."""
+        found = self.percentiles.get(name)
+        return None if found is None else found.value
+
+    @property
+    def p50(self) -> float:
+        """The median, which every sample has."""
+        return self.percentiles["p50"].value
+
+    @property
+    def p90(self) -> float | None:
+        return self.value("p90")
+
+    @property
+    def p95(self) -> float | None:
+        return self.value("p95")
+
+    @property
+    def p99(self) -> float | None:
+        return self.value("p99")
 
 
 class MetricResult(Record, kw_only=True):
@@ -309,6 +342,32 @@ class CellResult(Record, kw_only=True):
         return None if found is None else found.value
 
 
+class Series(Record, kw_only=True):
+    """Something watched beside the load, on the clock of the requests."""
+
+    source: Literal["gpu", "server"]
+    """gpu: NVML of the machine the benchmark runs on; server: the server's own Prometheus metrics."""
+    name: str
+    """power, utilization, memory_used (gpu); the metric's own name (server)."""
+    unit: str
+    labels: dict[str, str] = {}
+    at_us: list[int]
+    """Since the run began."""
+    values: list[float]
+
+
+class Analysis(Record, kw_only=True):
+    """What is computed from the records besides what was measured; a stored result can be given another."""
+
+    goodput: dict[str, float] = {}
+    """Latency metric -> most milliseconds a request may take to count as good."""
+    price_per_hour: float | None = None
+    """Of the machine the server runs on, in any currency."""
+
+
+NO_ANALYSIS = Analysis()
+
+
 class Finding(Record):
     """One thing the audit noticed: its name, the evidence and what to do."""
 
@@ -375,7 +434,7 @@ class Workload(Record, kw_only=True):
     """Whether no two prompts of the run share their first content token."""
 
 
-class RunResult(Record):
+class RunResult(Record, kw_only=True):
     """Everything one `pelton bench serve`, `sweep` or `search` measured."""
 
     schema: str
@@ -390,6 +449,10 @@ class RunResult(Record):
     skipped_cells: list[str]
     findings: list[Finding]
     metrics: list[MetricDefinition]
+    analysis: Analysis = NO_ANALYSIS
+    series: list[Series] = []
+    series_missing: list[str] = []
+    """What could not be watched, and why."""
     requests: list[RequestRecord]
 
 

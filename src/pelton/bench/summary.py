@@ -9,7 +9,8 @@ import msgspec
 
 from pelton.bench.metrics.metric import Sample
 from pelton.bench.metrics.registry import all_metrics
-from pelton.bench.results import CellResult, LoadSpec, RequestRecord, RunResult
+from pelton.bench.results import NO_ANALYSIS, Analysis, CellResult, LoadSpec, RequestRecord, RunResult, Series
+from pelton.bench.window import find_windows
 
 
 def empty_cell(cell_id: str, load: LoadSpec, *, prompt_tokens: int, output_tokens: int, is_stream: bool,
@@ -20,16 +21,19 @@ def empty_cell(cell_id: str, load: LoadSpec, *, prompt_tokens: int, output_token
                       num_trials=num_trials, num_done=0, start_us=0, end_us=0, peak_in_flight=0, metrics={}, errors={})
 
 
-def summarize(cell: CellResult, measured: Sequence[RequestRecord]) -> CellResult:
-    """The cell with everything that follows from its measured requests of all trials.
+def summarize(cell: CellResult, measured: Sequence[RequestRecord], *, analysis: Analysis = NO_ANALYSIS,
+              series: Sequence[Series] = (), series_missing: Sequence[str] = ()) -> CellResult:
+    """The cell with everything that follows from its measured requests of all trials, and from what was watched.
 
     What was asked for, what the client process did and why the cell stopped are kept as they are.
     """
-    sample = Sample(measured, cell.is_stream)
+    windows = find_windows(cell.load, measured)
+    sample = Sample(measured, cell.is_stream, windows=windows, analysis=analysis, series=series,
+                    series_missing=series_missing)
     is_whole = cell.stop_reason is None and cell.num_requests in (None, len(measured))
     return msgspec.structs.replace(
         cell, num_done=len(measured), start_us=sample.start_us if measured else 0,
-        end_us=sample.end_us if measured else 0, peak_in_flight=peak_in_flight(measured),
+        end_us=sample.end_us if measured else 0, windows=windows, peak_in_flight=peak_in_flight(measured),
         metrics={m.name: m.measure(sample) for m in all_metrics()},
         errors=dict(Counter(r.error for r in measured if r.error is not None)),
         num_cancelled=sum(r.was_cancelled for r in measured), status="complete" if is_whole else "partial")
@@ -41,8 +45,9 @@ def recompute(result: RunResult) -> RunResult:
     for record in result.requests:
         if not record.is_warmup:
             measured[record.cell].append(record)
-    return msgspec.structs.replace(result, cells=[summarize(c, measured[c.id]) for c in result.cells],
-                                   metrics=[m.describe() for m in all_metrics()])
+    cells = [summarize(c, measured[c.id], analysis=result.analysis, series=result.series,
+                       series_missing=result.series_missing) for c in result.cells]
+    return msgspec.structs.replace(result, cells=cells, metrics=[m.describe() for m in all_metrics()])
 
 
 def peak_in_flight(records: Sequence[RequestRecord]) -> int:

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pelton.bench.percentiles import num_samples_needed
 from pelton.bench.results import CellResult, Distribution, Finding, OfflineResult, RunResult
 
 SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
@@ -34,8 +33,7 @@ def number(value: float | None) -> str:
 def _percentile(found: Distribution | None, percent: int) -> str:
     if found is None:
         return "–"
-    text = number(getattr(found, f"p{percent}"))
-    return text if found.num_samples >= num_samples_needed(percent) else f"[dim]{text}*[/dim]"
+    return number(found.value(f"p{percent}"))
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -118,9 +116,8 @@ def print_result(console: Console, result: RunResult) -> None:
         if cells := [c for c in ordered if c.is_stream == is_stream]:
             console.print()
             console.print(make(cells))
-    if any(d.num_samples < num_samples_needed(95) for c in result.cells for m in c.metrics.values()
-           if (d := m.distribution) is not None):
-        console.print("[dim]* too few samples for this percentile[/dim]")
+    if any(d.missing.get("p95") for c in result.cells if (d := c.distribution("e2e_latency")) is not None):
+        console.print("[dim]– under P95 or P99: too few samples; the audit says how many more[/dim]")
     console.print()
     print_findings(console, result.findings)
 

@@ -3,6 +3,7 @@ from helpers.bench import later, request
 
 from pelton.bench.metrics.metric import Sample
 from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.results import Series
 
 METRICS = {m.name: m for m in all_metrics()}
 
@@ -102,3 +103,48 @@ def test_cached_tokens_only_where_reported():
 
 def test_no_requests_at_all():
     assert all(m.measure(Sample([], True)).withheld == "no request ended" for m in METRICS.values())
+
+
+def test_first_chunk_and_first_reasoning_stand_apart_from_the_first_token():
+    thinks = request(first_chunk_us=3000, first_reasoning_us=6000, first_content_us=14000)
+    assert measure("first_chunk", [thinks]).distribution.p50 == 3
+    assert measure("first_reasoning", [thinks]).distribution.p50 == 6
+    assert measure("ttft", [thinks]).distribution.p50 == 14
+    assert measure("first_reasoning", [request()]).withheld == "no answer held reasoning"
+
+
+def test_latencies_from_schedule_say_so_and_differ_by_the_delay_before_sending():
+    late = request(scheduled_us=-5000)
+    for name in ("ttft", "first_chunk", "e2e_latency"):
+        sent, scheduled = (measure(n, [late]).distribution.p50 for n in (name, f"{name}_scheduled"))
+        assert scheduled == sent + 5
+        assert "t(scheduled)" in METRICS[f"{name}_scheduled"].formula
+
+
+def test_rate_of_one_user_leaves_the_first_token_out():
+    assert measure("decode_rate", [request()]).distribution.p50 == pytest.approx(500)
+    assert measure("decode_rate", [request(content_us=[10_000], last_content_us=10_000)]).withheld == "no samples"
+    assert measure("total_throughput", [request()]).value == pytest.approx(20 / 0.017)
+
+
+def gpu(name, values, *, every_us=1000):
+    return Series(source="gpu", name=name, unit="W", labels={"gpu": "0"},
+                  at_us=[every_us * i for i in range(len(values))], values=values)
+
+
+def test_gpu_readings_are_averaged_over_the_load():
+    series = [gpu("power", [100.0] * 10 + [300.0] * 30), gpu("power", [50.0] * 40),
+              gpu("memory_used", [1.0, 7.0, 3.0]), gpu("utilization", [80.0] * 20)]
+    sample = Sample([request()], True, series=series)  # 0 to 17 ms
+    watts = (9 * 100 + 200 + 7 * 300) / 17 + 50
+    assert METRICS["gpu_power"].measure(sample).value == pytest.approx(watts)
+    assert METRICS["tokens_per_joule"].measure(sample).value == pytest.approx(4 / (watts * 0.017))
+    assert METRICS["gpu_memory"].measure(sample).value == 7
+    assert METRICS["gpu_utilization"].measure(sample).value == pytest.approx(80)
+
+
+def test_gpu_metrics_are_withheld_with_the_reason():
+    sample = Sample([request()], True, series_missing=["GPUs: nvidia-ml-py is not installed"])
+    assert METRICS["gpu_power"].measure(sample).withheld == "GPUs: nvidia-ml-py is not installed"
+    short = Sample([request()], True, series=[gpu("power", [1.0, 1.0], every_us=20_000)])
+    assert "too short" in METRICS["tokens_per_joule"].measure(short).withheld

@@ -14,9 +14,9 @@ from pelton.bench.report.page import render
 from pelton.bench.report.plots import make_plots
 from pelton.errors import ConfigError
 
-CELLS = [(spec(concurrency=c, prompt_tokens=size, num_requests=4), [
+CELLS = [(spec(concurrency=c, prompt_tokens=size, num_requests=20), [
     later(request(server_prompt_tokens=size, client_prompt_tokens=size), 17_001 * (i // c), index=i)
-    for i in range(4)]) for c in (1, 2) for size in (16, 900)]
+    for i in range(20)]) for c in (1, 2) for size in (16, 900)]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,10 @@ def test_first_plot_is_p95_ttft_over_measured_tokens_in_flight(made):
 
 
 def test_cells_the_audit_failed_are_drawn_hollow():
-    plots = make_plots(result([(spec(concurrency=8, num_requests=1), [request()]),
-                               (spec(prompt_tokens=900), [request(server_prompt_tokens=900)])]))
+    plots = make_plots(result([
+        (spec(concurrency=8, num_requests=20), [later(request(), 17_001 * i, index=i) for i in range(20)]),
+        (spec(prompt_tokens=900, num_requests=20), [
+            later(request(server_prompt_tokens=900), 17_001 * i, index=i) for i in range(20)])]))
     symbols = [trace["marker"]["symbol"] for trace in plots[0].figure["data"]]
     assert symbols[0][0].endswith("-open")
     assert not symbols[1][0].endswith("-open")

@@ -13,7 +13,7 @@ def _compute(sample: Sample) -> list[float]:
 
 
 METRIC = Metric(
-    name="cached_tokens", title="Cached prompt tokens", unit="tokens", order=140, is_distribution=True,
+    name="cached_tokens", title="Cached prompt tokens", unit="tokens", order=140, kind="samples",
     compute=_compute, formula="usage.prompt_tokens_details.cached_tokens, one per request",
     definition="Prompt tokens the server took from a prefix cache instead of computing them. More than the chat "
                "template's own tokens means that time to first token is not the time of a whole prefill.")

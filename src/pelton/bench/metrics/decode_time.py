@@ -10,7 +10,7 @@ def _compute(sample: Sample) -> list[float]:
 
 
 METRIC = Metric(
-    name="decode_time", title="Decode time", unit="ms", order=40, is_distribution=True, compute=_compute,
+    name="decode_time", title="Decode time", unit="ms", order=40, kind="samples", compute=_compute,
     formula="t(last text) - t(first text)",
     definition="From the first chunk with text to the last. It grows with the output length: compare it only between "
                "requests of equal length.")

@@ -10,7 +10,7 @@ def _compute(sample: Sample) -> float:
 
 
 METRIC = Metric(
-    name="errors", title="Failed requests", unit="requests", order=150, is_distribution=False, compute=_compute,
+    name="errors", title="Failed requests", unit="requests", order=150, kind="value", compute=_compute,
     formula="number of measured requests without a full answer",
     definition="Refused, timed out, dropped or malformed answers. They are left out of every latency and token count; "
                "a cell lists them by kind.")

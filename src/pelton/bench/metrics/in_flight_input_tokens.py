@@ -10,7 +10,7 @@ def _compute(sample: Sample) -> float:
 
 
 METRIC = Metric(
-    name="in_flight_input_tokens", title="Input tokens in flight", unit="tokens", order=110, is_distribution=False,
+    name="in_flight_input_tokens", title="Input tokens in flight", unit="tokens", order=110, kind="value",
     compute=_compute, formula="sum of latency x prompt tokens / wall time",
     definition="Time-weighted mean of the prompt tokens of the requests in flight: the measured number in flight "
                "times the true prompt size, not the numbers asked for.")

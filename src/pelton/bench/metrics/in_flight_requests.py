@@ -10,7 +10,7 @@ def _compute(sample: Sample) -> float:
 
 
 METRIC = Metric(
-    name="in_flight_requests", title="Requests in flight", unit="requests", order=100, is_distribution=False,
+    name="in_flight_requests", title="Requests in flight", unit="requests", order=100, kind="value",
     compute=_compute, formula="integral of the number in flight over time / wall time = sum of latencies / wall time",
     definition="Time-weighted mean of the requests between sending and last byte, as measured. It stays below the "
                "concurrency asked for when there are too few requests or the client is too slow.")

@@ -10,6 +10,6 @@ def _compute(sample: Sample) -> float:
 
 
 METRIC = Metric(
-    name="input_throughput", title="Input throughput", unit="tokens/s", order=80, is_distribution=False,
+    name="input_throughput", title="Input throughput", unit="tokens/s", order=80, kind="value",
     compute=_compute, formula="sum of prompt tokens / (t(last request ended) - t(first request sent))",
     definition="Prompt tokens, as the server counts them, of all good requests over the cell's whole wall time.")

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
-from pelton.bench.percentiles import summarize
-from pelton.bench.results import MetricDefinition, MetricResult, RequestRecord
+from pelton.bench.percentiles import summarize, summarize_clusters
+from pelton.bench.results import (
+    NO_ANALYSIS,
+    Analysis,
+    MetricDefinition,
+    MetricResult,
+    RequestRecord,
+    Series,
+    Window,
+)
+
+Origin = Literal["sent", "scheduled"]
+Kind = Literal["value", "samples", "clusters"]
 
 
 class Withheld(Exception):
@@ -16,10 +28,17 @@ class Withheld(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """The measured requests of one cell, warm-up left out."""
+    """The measured requests of one cell, warm-up left out, and what was watched beside them."""
 
     requests: Sequence[RequestRecord]
     is_stream: bool
+    windows: Sequence[Window] = ()
+    """The steady-state window of each trial."""
+    analysis: Analysis = NO_ANALYSIS
+    series: Sequence[Series] = ()
+    series_missing: Sequence[str] = ()
+    origin: Origin = "sent"
+    """Where a latency begins: when the request was handed to the socket, or when the load's plan wanted it sent."""
 
     @cached_property
     def ok(self) -> list[RequestRecord]:
@@ -50,6 +69,10 @@ class Sample:
             spans[r.trial] = min(start, r.sent_us), max(end, r.end_us)
         return spans
 
+    def start_of(self, request: RequestRecord) -> int:
+        """Where this request's latencies begin, in microseconds since the run began."""
+        return request.sent_us if self.origin == "sent" else request.scheduled_us
+
     def streamed(self) -> list[RequestRecord]:
         """Good requests whose text arrived in chunks.
 
@@ -61,32 +84,57 @@ class Sample:
         return [r for r in self.ok if r.content_us]
 
 
+_NOTHING = MetricResult(withheld="no samples")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric's declaration. `compute` returns samples for a distribution, else one number."""
+    """A metric's declaration.
+
+    `compute` returns one number (value), a number per request or so (samples), or a list of numbers for each request
+    (clusters: they belong together, and their confidence intervals say so).
+    """
 
     name: str
     title: str
     unit: str
     formula: str
     definition: str
-    compute: Callable[[Sample], list[float] | float]
-    is_distribution: bool
+    compute: Callable[[Sample], float | list[float] | list[list[float]]]
+    kind: Kind
     order: int
     """Position in tables and reports."""
+    origin: Origin = "sent"
+
+    @property
+    def is_distribution(self) -> bool:
+        return self.kind != "value"
 
     def measure(self, sample: Sample) -> MetricResult:
         """Computes the metric, or says why it cannot be had."""
         if not sample.requests:
             return MetricResult(withheld="no request ended")
         try:
-            found = self.compute(sample)
+            found = self.compute(replace(sample, origin=self.origin))
         except Withheld as reason:
             return MetricResult(withheld=str(reason))
-        if not self.is_distribution:
+        if self.kind == "value":
             return MetricResult(value=float(found))
-        return MetricResult(distribution=summarize(found)) if found else MetricResult(withheld="no samples")
+        if self.kind == "clusters":
+            clusters = [cluster for cluster in found if cluster]
+            return MetricResult(distribution=summarize_clusters(clusters)) if clusters else _NOTHING
+        return MetricResult(distribution=summarize(found)) if found else _NOTHING
 
     def describe(self) -> MetricDefinition:
         return MetricDefinition(name=self.name, title=self.title, unit=self.unit, formula=self.formula,
                                 definition=self.definition, is_distribution=self.is_distribution)
+
+    def from_schedule(self) -> Metric:
+        """The same latency from the moment the load's plan wanted the request sent."""
+        assert "t(sent)" in self.formula
+        return replace(
+            self, name=f"{self.name}_scheduled", title=f"{self.title}, from schedule", origin="scheduled",
+            order=self.order + 1, formula=self.formula.replace("t(sent)", "t(scheduled)"),
+            definition=f"As {self.title.lower()}, but from the moment the load's plan wanted the request sent. It "
+                       "holds what the client, or a server that takes no more connections, kept waiting; the "
+                       "difference is what coordinated omission hides (Tene 2013).")

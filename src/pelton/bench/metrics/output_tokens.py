@@ -10,7 +10,7 @@ def _compute(sample: Sample) -> list[float]:
 
 
 METRIC = Metric(
-    name="output_tokens", title="Output tokens", unit="tokens", order=130, is_distribution=True, compute=_compute,
+    name="output_tokens", title="Output tokens", unit="tokens", order=130, kind="samples", compute=_compute,
     formula="usage.completion_tokens, one per request",
     definition="Tokens generated for each request as the server counted them; the client's count of the received "
                "text where the server reports no usage.")

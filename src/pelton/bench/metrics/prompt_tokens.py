@@ -10,7 +10,7 @@ def _compute(sample: Sample) -> list[float]:
 
 
 METRIC = Metric(
-    name="prompt_tokens", title="Prompt tokens", unit="tokens", order=120, is_distribution=True, compute=_compute,
+    name="prompt_tokens", title="Prompt tokens", unit="tokens", order=120, kind="samples", compute=_compute,
     formula="usage.prompt_tokens, one per request",
     definition="True size of each prompt, chat template included, as the server counted it; the client's own count "
                "where the server reports no usage.")

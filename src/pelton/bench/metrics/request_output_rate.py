@@ -10,6 +10,6 @@ def _compute(sample: Sample) -> list[float]:
 
 
 METRIC = Metric(
-    name="request_output_rate", title="Output rate of one request", unit="tokens/s", order=60, is_distribution=True,
+    name="request_output_rate", title="Output rate of one request", unit="tokens/s", order=60, kind="samples",
     compute=_compute, formula="output tokens / end-to-end latency, one per request",
     definition="What one user sees, prefill and queueing included.")

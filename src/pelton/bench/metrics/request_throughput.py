@@ -10,6 +10,6 @@ def _compute(sample: Sample) -> float:
 
 
 METRIC = Metric(
-    name="request_throughput", title="Request throughput", unit="requests/s", order=90, is_distribution=False,
+    name="request_throughput", title="Request throughput", unit="requests/s", order=90, kind="value",
     compute=_compute, formula="good requests / (t(last request ended) - t(first request sent))",
     definition="Answered requests over the cell's whole wall time.")

@@ -11,6 +11,6 @@ def _compute(sample: Sample) -> list[float]:
 
 
 METRIC = Metric(
-    name="tpot", title="Time per output token", unit="ms", order=30, is_distribution=True, compute=_compute,
+    name="tpot", title="Time per output token", unit="ms", order=30, kind="samples", compute=_compute,
     formula="(t(last text) - t(first text)) / (output tokens - 1), one per request",
     definition="Mean time of a request's tokens after its first. Requests with a single output token have none.")

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from pelton.bench.results import RequestRecord, RunResult
+from pelton.bench.results import Distribution, RequestRecord, RunResult
 
 
 def _csv(header: list[str], rows: list[list[Any]]) -> bytes:
@@ -21,7 +21,8 @@ REQUEST_COLUMNS = tuple(name for name in RequestRecord.__struct_fields__ if name
 LOAD_COLUMNS = ("kind", "concurrency", "rate", "burstiness", "duration_s", "cancellation_rate")
 CELL_COLUMNS = ("id", "requested_prompt_tokens", "requested_output_tokens", "is_stream", "num_trials", "num_requests",
                 "num_done", "num_cancelled", "peak_in_flight", "status", "stop_reason")
-STATISTICS = ("num_samples", "mean", "min", "max", "p50", "p90", "p95", "p99")
+STATISTICS = ("num_samples", "mean", "std", "min", "max")
+PERCENTILES = ("p50", "p90", "p95", "p99", "p99.9")
 
 
 def requests_csv(result: RunResult) -> bytes:
@@ -38,12 +39,20 @@ def cells_csv(result: RunResult) -> bytes:
     for metric in result.metrics:
         if metric.is_distribution:
             header += [f"{metric.name}.{s}" + ("" if s == "num_samples" else f" [{metric.unit}]") for s in STATISTICS]
+            header += [f"{metric.name}.{p}{end} [{metric.unit}]" for p in PERCENTILES for end in ("", ".low", ".high")]
         else:
             header.append(f"{metric.name} [{metric.unit}]")
         for cell, row in zip(result.cells, rows, strict=True):
             if metric.is_distribution:
                 found = cell.distribution(metric.name)
                 row += [None if found is None else getattr(found, s) for s in STATISTICS]
+                row += [end for p in PERCENTILES for end in _with_interval(found, p)]
             else:
                 row.append(cell.value(metric.name))
     return _csv(header, rows)
+
+
+def _with_interval(found: Distribution | None, name: str) -> tuple[float | None, float | None, float | None]:
+    """A percentile and the ends of its interval; nothing where it is withheld."""
+    percentile = None if found is None else found.percentiles.get(name)
+    return (None, None, None) if percentile is None else (percentile.value, percentile.low, percentile.high)

@@ -118,8 +118,8 @@ def _tables(result: RunResult) -> str:
         parts += ["<h2>Latency, whole answers</h2>",
                   cells_table("Whole request", whole, ["e2e_latency", "request_output_rate"], result),
                   "<h2>Throughput, whole answers</h2>", throughput_table(whole)]
-    note = ('<p class="foot">* fewer samples than the percentile needs: it is close to the largest or smallest '
-            "sample.</p>")
+    note = ('<p class="foot">– under a percentile: too few samples for it; the cell says how many more. Confidence '
+            "intervals of 95 % stand under the pointer, and in cells.csv.</p>")
     return f"<section>{''.join(parts)}{note}</section>"
 
 

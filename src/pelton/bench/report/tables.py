@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from pelton.bench.percentiles import num_samples_needed
-from pelton.bench.results import CellResult, Distribution, RunResult
+from pelton.bench.results import CellResult, Distribution, Percentile, RunResult
 from pelton.bench.table import number
 
 PERCENTS = (50, 90, 95, 99)
@@ -54,12 +53,16 @@ def _cell_row(cell: CellResult, metrics: list[tuple[bool, str]], opens: str) -> 
 def _percentile(found: Distribution | None, percent: int, withheld: str | None) -> str:
     if found is None:
         return f'<td class="none" title="{escape(withheld or "", quote=True)}">–</td>'
-    text = number(getattr(found, f"p{percent}"))
-    needed = num_samples_needed(percent)
-    if found.num_samples < needed:
-        why = f"{found.num_samples} samples; P{percent} needs {needed}"
-        return f'<td class="thin" title="{why}">{text}*</td>'
-    return f"<td>{text}</td>"
+    name = f"p{percent}"
+    if name in found.missing:
+        return f'<td class="thin" title="P{percent} needs {found.missing[name]} more samples">–</td>'
+    return f'<td title="{_interval(found.percentiles[name])}">{number(found.value(name))}</td>'
+
+
+def _interval(found: Percentile) -> str:
+    low = "?" if found.low is None else number(found.low)
+    high = "?" if found.high is None else number(found.high)
+    return f"95 % confidence: {low} to {high}"
 
 
 def throughput_table(cells: Sequence[CellResult]) -> str:
