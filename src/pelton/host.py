@@ -1,4 +1,4 @@
-"""What this machine's processor and memory can do. Knows no tensors and needs no package beside the standard library.
+"""What this machine's processor, memory and first GPU can do. Knows no tensors and starts no CUDA context.
 
 Memory bandwidth is measured. Arithmetic is estimated from the instruction sets and clock that the kernel reports; a
 clock that turns up under load can beat the estimate, and `sources` says so.
@@ -6,15 +6,19 @@ clock that turns up under load can beat the estimate, and `sources` says so.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 import platform
 import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pelton.physics import MIB, Arithmetic, Hardware
 
@@ -28,6 +32,58 @@ _FLOPS_PER_CLOCK: dict[Arithmetic, tuple[tuple[str, int], ...]] = {
 _FALLBACK_FLOPS_PER_CLOCK = 4
 _FALLBACK_CLOCK_HZ = 2.5e9
 _READ_BYTES_PER_THREAD = 128 * MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as its driver describes it."""
+
+    name: str
+    """As "NVIDIA H200"."""
+    architecture: str
+    """As "sm_90"."""
+    memory_bytes: int
+    free_bytes: int
+    driver: str
+    """The driver's version."""
+
+
+def first_gpu() -> Gpu | None:
+    """The GPU that torch would use first; None without one, or with a torch that cannot use it. Asks NVML."""
+    try:
+        import pynvml as nvml
+
+        if importlib.metadata.version("torch").endswith("+cpu"):
+            return None
+        nvml.nvmlInit()
+    except Exception:  # no binding, no torch, no driver: each is a machine without a usable GPU
+        return None
+    try:
+        handle = _first_handle(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if handle is None:
+            return None
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        name, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
+        return Gpu(name=_text(name), architecture=f"sm_{major}{minor}", memory_bytes=memory.total,
+                   free_bytes=memory.free, driver=_text(driver))
+    except nvml.NVMLError:
+        return None
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+def _first_handle(nvml: Any, visible: str | None) -> Any:
+    """NVML's handle of the first GPU that CUDA_VISIBLE_DEVICES leaves: indices or UUIDs; unset leaves all."""
+    first = "0" if visible is None else visible.partition(",")[0].strip()
+    if first.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex(int(first)) if int(first) < nvml.nvmlDeviceGetCount() else None
+    return nvml.nvmlDeviceGetHandleByUUID(first) if first.startswith(("GPU-", "MIG-")) else None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
     DIR/engine.json           the Manifest below
     DIR/weights-RANK.safetensors
-    DIR/tuning.json
+    DIR/tuning.json           kernel choices, measured or not
+    DIR/kernels/KEY/          compiled kernels under the keys of Triton's cache, each a .json and a .cubin
     DIR/ledger.json
     DIR/tokenizer/            tokenizer.json, chat template, generation config
 
@@ -43,6 +44,7 @@ MANIFEST_NAME = "engine.json"
 TUNING_NAME = "tuning.json"
 LEDGER_NAME = "ledger.json"
 TOKENIZER_DIR = "tokenizer"
+KERNELS_DIR = "kernels"
 WEIGHTS_PREFIX = "weights-"
 
 
@@ -92,7 +94,9 @@ class Manifest:
     dtype: Dtype
     kv_cache_dtype: Dtype
     gpu: str
-    """GPU architecture the weights are laid out for, as "sm_90"; "cpu" without one."""
+    """GPU architecture that the engine was built on and for, as "sm_90"; "cpu": built without a GPU, for any device."""
+    gpu_name: str = ""
+    """The GPU's type, as "NVIDIA H200"; empty without one."""
     weight_layout: Literal["row_major"] = "row_major"
     is_tuned: bool
     """Whether kernel choices were measured; otherwise they are the defaults."""
@@ -112,6 +116,11 @@ def created_now() -> str:
 def weights_name(rank: int) -> str:
     """File with the weights of one rank; rank = pp_rank * tp_size + tp_rank."""
     return f"{WEIGHTS_PREFIX}{rank}.safetensors"
+
+
+def num_kernels(manifest: Manifest) -> int:
+    """Compiled kernels in the directory."""
+    return sum(name.startswith(f"{KERNELS_DIR}/") and name.endswith(".cubin") for name in manifest.files)
 
 
 def is_engine_dir(path: Path) -> bool:
@@ -202,8 +211,11 @@ def drain_checked(engine_dir: Path, manifest: Manifest, name: str, make_sink: Ca
 
 
 def check_gpu(engine_dir: Path, manifest: Manifest, gpu: str) -> None:
-    """Raises EngineError when the engine was built for another GPU architecture ("sm_90", "cpu")."""
-    if manifest.gpu != gpu:
+    """Raises EngineError when the engine was built for a GPU architecture ("sm_90") and is to run on something else.
+
+    One built without a GPU runs anywhere.
+    """
+    if manifest.gpu not in ("cpu", gpu):
         raise _refusal(engine_dir, manifest, f"built for {_device_name(manifest.gpu)}, but this machine runs it on "
                                              f"{_device_name(gpu)}")
 

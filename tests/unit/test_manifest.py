@@ -161,6 +161,8 @@ def test_other_gpu(engine: Path) -> None:
         (f"{engine}: built for a GPU of architecture sm_90, but this machine runs it on a GPU of architecture sm_89"
          f"{mend(engine)}")
     assert "runs it on a CPU" in refusal(lambda: check_gpu(engine, manifest, "cpu"))
+    for gpu in ("cpu", "sm_90"):  # built without a GPU, it runs anywhere
+        check_gpu(engine, dataclasses.replace(manifest, gpu="cpu"), gpu)
 
 
 def test_option_that_was_not_built(engine: Path) -> None:

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pelton.build.layout import Device, Tuning
 from pelton.build.write import build
 from pelton.config import BuildConfig, ParallelConfig, from_dict, to_dict
 from pelton.errors import EngineDeadError, PeltonError, error_of_kind, missing_part
@@ -18,15 +19,15 @@ from pelton.manifest import Manifest, read_manifest
 
 
 def build_in_child(source: Path, out: Path, options: BuildConfig, *, parallel: ParallelConfig,
-                   device: Literal["cpu", "cuda"], source_name: str, revision: str | None, show_progress: bool,
-                   remedy: str) -> Manifest:
+                   device: Device, source_name: str, revision: str | None, show_progress: bool, remedy: str,
+                   tuning: Tuning = "auto") -> Manifest:
     """`build.write.build` in another process; progress goes to this one's stderr.
 
     Raises:
         As `build`. MissingPartError: torch is not installed. EngineDeadError: the process died.
     """
-    job = {"source": str(source), "out": str(out), "device": device, "source_name": source_name, "revision": revision,
-           "show_progress": show_progress, "remedy": remedy}
+    job = {"source": str(source), "out": str(out), "device": device, "tuning": tuning, "source_name": source_name,
+           "revision": revision, "show_progress": show_progress, "remedy": remedy}
     command = [sys.executable, "-P", "-m", "pelton.build.child", "--options", json.dumps(to_dict(options)),
                "--parallel", json.dumps(to_dict(parallel)), "--job", json.dumps(job)]
     # The pipe to its standard input is its lifeline. A session of its own: Ctrl-C is for this process alone.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from pelton.config import BuildConfig, Dtype, ModelConfig, ParallelConfig
 from pelton.errors import ConfigError
-from pelton.host import memory_bytes
+from pelton.host import Gpu, first_gpu, memory_bytes
 from pelton.ledger import Ledger, predict_ledger
 from pelton.models.weights import stage_layers
 from pelton.physics import Hardware
+
+Device = Literal["auto", "cpu", "cuda"]
+Tuning = Literal["auto", "again", "off"]
 
 
 def resolve_kv_dtype(options: BuildConfig, dtype: Dtype) -> Dtype:
@@ -18,30 +21,32 @@ def resolve_kv_dtype(options: BuildConfig, dtype: Dtype) -> Dtype:
     return dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
 
 
-def gpu_architecture(device: str) -> str:
-    """"cpu", or the architecture of the first GPU, as "sm_90".
+def find_gpu(device: Device) -> Gpu | None:
+    """The GPU that an engine is built on and for; None: a CPU.
 
     Raises:
-        ConfigError: a GPU is asked for and torch finds none.
+        ConfigError: a GPU is asked for and there is none that torch can use.
     """
-    if device == "cpu":
-        return "cpu"
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch finds no GPU; `pelton doctor` says why")
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"
+    gpu = None if device == "cpu" else first_gpu()
+    if gpu is None and device == "cuda":
+        raise ConfigError("device: cuda was asked for, but there is no GPU that torch can use; `pelton doctor` says "
+                          "why")
+    return gpu
 
 
-def default_tuning(gpu: str) -> dict[str, Any]:
-    """tuning.json without measurements: an empty list of choices leaves every op its default kernel."""
-    reason = "no GPU" if gpu == "cpu" else "kernels were not measured"
-    return {"is_tuned": False, "reason": reason, "gpu": gpu, "choices": []}
+def architecture(gpu: Gpu | None) -> str:
+    """As in the manifest: "sm_90", or "cpu"."""
+    return "cpu" if gpu is None else gpu.architecture
+
+
+def untuned(gpu: Gpu | None) -> dict[str, Any]:
+    """tuning.json without measurements: an empty list of choices leaves every op its built-in kernel."""
+    reason = "no GPU" if gpu is None else "kernels were not measured"
+    return {"is_tuned": False, "reason": reason, "gpu": architecture(gpu), "choices": []}
 
 
 def engine_ledger(model: ModelConfig, options: BuildConfig, parallel: ParallelConfig, *, dtype: Dtype,
-                  gpu: str) -> Ledger:
+                  gpu: Gpu | None) -> Ledger:
     """What one rank of the engine will need on this machine; with several stages, the longest.
 
     Two tables of the vocabulary count there although each stands on another stage, so it errs upwards.
@@ -52,12 +57,8 @@ def engine_ledger(model: ModelConfig, options: BuildConfig, parallel: ParallelCo
                           kv_cache_dtype=resolve_kv_dtype(options, dtype), tp_size=parallel.tp_size)
 
 
-def _device(gpu: str) -> Hardware:
+def _device(gpu: Gpu | None) -> Hardware:
     """This machine's memory; its speed does not enter a ledger and is not measured."""
-    num_bytes = memory_bytes()
-    if gpu != "cpu":
-        import torch
-
-        num_bytes = torch.cuda.get_device_properties(0).total_memory
-    return Hardware(name=gpu, aliases=(), architecture=gpu, memory_bytes=num_bytes, cache_bytes=0, bandwidth=0.0,
-                    flops={}, sources={"memory_bytes": "this machine's own figure"})
+    num_bytes = memory_bytes() if gpu is None else gpu.memory_bytes
+    return Hardware(name=architecture(gpu), aliases=(), architecture=architecture(gpu), memory_bytes=num_bytes,
+                    cache_bytes=0, bandwidth=0.0, flops={}, sources={"memory_bytes": "this machine's own figure"})

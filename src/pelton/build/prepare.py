@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from pelton.build.cache_root import CACHE_VARIABLE, cache_root
 from pelton.build.hash_cache import HashCache, entry_digest
-from pelton.build.layout import gpu_architecture
+from pelton.build.layout import Device, Tuning, architecture, find_gpu
 from pelton.build.limits import resolve_limits
 from pelton.build.write import build
 from pelton.checkpoint.hf_config import CONFIG_NAME, load_model_config
@@ -42,17 +42,11 @@ from pelton.manifest import (
     verify_files,
 )
 
-CACHE_VARIABLE = "PELTON_CACHE"
 _REMEDY = f"set {CACHE_VARIABLE} to a folder that can be written"
 
 
-def cache_root() -> Path:
-    """Where Pelton keeps what it can make again: PELTON_CACHE, else ~/.cache/pelton."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/pelton").expanduser().absolute()
-
-
 def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: ParallelConfig | None = None,
-                  revision: str | None = None, device: Literal["cpu", "cuda"] = "cpu",
+                  revision: str | None = None, device: Device = "cpu", tuning: Tuning = "auto",
                   show_progress: bool = True, builder: Callable[..., Manifest] | None = None) -> Path:
     """The engine directory of a model, built into the cache when it is not there yet.
 
@@ -63,6 +57,7 @@ def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: Pa
     Args:
         model: a hub id, a checkpoint directory, an output of `pelton convert`, an engine directory, or "pelton-tiny".
         config: what to build; options left at their defaults fit any engine directory.
+        device, tuning: as of `build`.
         show_progress: whether people see on stderr what is being done.
         builder: what builds; none: `build`. `build_in_child` keeps torch out of this process.
 
@@ -73,12 +68,13 @@ def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: Pa
     config = config or BuildConfig()
     path = Path(model).expanduser()
     if is_engine_dir(path):
-        return _checked_engine(path, config, gpu_architecture(device))
+        return _checked_engine(path, config, architecture(find_gpu(device)))
     model_dir = resolve_model(model, revision=revision)
     root = cache_root()
     hashes = HashCache(root / "hashes.json")
-    gpu, parallel = gpu_architecture(device), parallel or ParallelConfig()
-    key = _key(model_dir, config, parallel, gpu, hashes)
+    gpu, parallel = find_gpu(device), parallel or ParallelConfig()
+    made_for = [architecture(gpu), *([gpu.name, tuning == "off"] if gpu else [])]
+    key = _key(model_dir, config, parallel, made_for, hashes)
     engine_dir = root / "engines" / f"{_slug(model)}-{key}"
     if engine_dir.exists() and _find_damage(engine_dir, hashes) is None:
         hashes.save()
@@ -91,8 +87,9 @@ def ensure_engine(model: str, config: BuildConfig | None = None, *, parallel: Pa
             _say(reason, is_shown=show_progress)
             _remove_remains(engine_dir)
             manifest = (builder or build)(
-                model_dir, engine_dir, config, parallel=parallel, device=device, revision=revision,
-                source_name=absolute_source(model), show_progress=show_progress, remedy=_REMEDY)
+                model_dir, engine_dir, config, parallel=parallel, device="cpu" if gpu is None else "cuda",
+                tuning=tuning, revision=revision, source_name=absolute_source(model), show_progress=show_progress,
+                remedy=_REMEDY)
             for name, entry in manifest.files.items():
                 hashes.record(engine_dir / name, entry_digest(entry))
         hashes.save()
@@ -108,7 +105,8 @@ def _checked_engine(engine_dir: Path, config: BuildConfig, gpu: str) -> Path:
     return engine_dir
 
 
-def _key(model_dir: Path, config: BuildConfig, parallel: ParallelConfig, gpu: str, hashes: HashCache) -> str:
+def _key(model_dir: Path, config: BuildConfig, parallel: ParallelConfig, made_for: list[Any],
+         hashes: HashCache) -> str:
     """Options that come to the same limits make the same key."""
     model = load_model_config(model_dir)
     if is_pelton_checkpoint(model_dir):
@@ -119,7 +117,7 @@ def _key(model_dir: Path, config: BuildConfig, parallel: ParallelConfig, gpu: st
     parts = {
         "format": FORMAT_VERSION,
         "pelton": pelton_version(),
-        "gpu": gpu,
+        "gpu": made_for,
         "parallel": to_dict(parallel),
         "limits": to_dict(resolve_limits(config, model)),
         "dtypes": [config.dtype, config.kv_cache_dtype],

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pelton.build.tuning_report import print_tuning
 from pelton.checkpoint.hf_config import read_json_object
 from pelton.config import to_dict
 from pelton.ledger import Ledger
-from pelton.manifest import LEDGER_NAME, TUNING_NAME, Manifest, check_sizes, read_manifest, verify_files
+from pelton.manifest import LEDGER_NAME, TUNING_NAME, Manifest, check_sizes, num_kernels, read_manifest, verify_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ def run_show(options: ShowOptions) -> int:
         width = max(map(len, rows))
         for name, value in rows.items():
             print(f"  {name:<{width}}  {value}")
+    if tuning.get("choices"):
+        print()
+        print_tuning(tuning)
     return 0
 
 
@@ -74,7 +78,7 @@ def _sections(manifest: Manifest, ledger: Ledger, tuning: dict[str, Any], *,
         },
         "engine": {
             "built": f"{manifest.created_at} by Pelton {manifest.pelton_version}, format {manifest.format_version}",
-            "for": f"{manifest.gpu}, {parallel.world_size} rank(s): tp_size {parallel.tp_size}, "
+            "for": f"{manifest.gpu_name or manifest.gpu}, {parallel.world_size} rank(s): tp_size {parallel.tp_size}, "
                    f"pp_size {parallel.pp_size}",
             "types": f"weights {manifest.dtype}, KV cache {manifest.kv_cache_dtype}",
             "tuning": _tuning_text(manifest, tuning),
@@ -98,8 +102,9 @@ def _sections(manifest: Manifest, ledger: Ledger, tuning: dict[str, Any], *,
 def _tuning_text(manifest: Manifest, tuning: dict[str, Any]) -> str:
     choices = tuning.get("choices", [])
     if manifest.is_tuned:
-        return f"{len(choices)} kernel choices measured"
-    return f"untuned ({tuning.get('reason', 'no measurements')}), default kernels"
+        return (f"{len(choices)} kernel choices measured on {tuning['gpu_name']}, {num_kernels(manifest)} compiled "
+                "kernels kept")
+    return f"untuned ({tuning.get('reason', 'no measurements')}), built-in kernel choices"
 
 
 def _mib(num_bytes: int) -> str:

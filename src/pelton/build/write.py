@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pelton.build.layout import default_tuning, engine_ledger, gpu_architecture, resolve_kv_dtype
+from pelton.build.cache_root import cache_root
+from pelton.build.layout import Device, Tuning, architecture, engine_ledger, find_gpu, resolve_kv_dtype, untuned
 from pelton.build.limits import resolve_limits
 from pelton.config import BuildConfig, ParallelConfig, to_dict
 from pelton.errors import ConfigError
+from pelton.host import Gpu
 from pelton.manifest import (
     LEDGER_NAME,
     MANIFEST_NAME,
     TOKENIZER_DIR,
     TUNING_NAME,
+    Limits,
     Manifest,
     created_now,
     is_engine_dir,
+    num_kernels,
     pelton_version,
     weights_name,
     write_manifest,
 )
+
+if TYPE_CHECKING:
+    from pelton.build.inputs import BuildInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +46,10 @@ class BuildOptions(BuildConfig):
     """Ranks that share each layer."""
     pp_size: int = 1
     """Stages of consecutive layers."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """What the engine will run on."""
+    device: Device = "auto"
+    """What the engine is built on and for; auto takes a GPU that is there. Built on a CPU it runs on a GPU untuned."""
+    tuning: Tuning = "auto"
+    """On a GPU: auto measures the kernels that are not known yet, again measures all, off none."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     json: bool = False
@@ -47,11 +57,12 @@ class BuildOptions(BuildConfig):
 
 
 def build(source: Path, out: Path, options: BuildConfig | None = None, *, parallel: ParallelConfig | None = None,
-          device: Literal["cpu", "cuda"] = "cpu", source_name: str | None = None, revision: str | None = None,
-          show_progress: bool = False, remedy: str = "") -> Manifest:
+          device: Device = "cpu", tuning: Tuning = "auto", source_name: str | None = None,
+          revision: str | None = None, show_progress: bool = False, remedy: str = "") -> Manifest:
     """Writes the engine directory of a checkpoint. An engine at `out` is replaced once the new one is whole.
 
-    Weights go tensor by tensor: memory stays near the largest single tensor.
+    Weights go tensor by tensor: memory stays near the largest single tensor. On a GPU the kernels are measured and
+    compiled meanwhile, in another process.
 
     Args:
         source: a Hugging Face checkpoint, or an output of `pelton convert`.
@@ -62,11 +73,10 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
     Raises:
         CheckpointError: the checkpoint is damaged or not supported.
         ConfigError: an option does not fit the model, or the output may not be written.
-        CapacityError: the disk is too small.
+        CapacityError: the disk or the GPU is too small. EngineDeadError: tuning died.
     """
     from pelton.build.inputs import input_bytes, open_input
     from pelton.checkpoint.output import check_replaceable, staged_output
-    from pelton.checkpoint.progress import bytes_bar
     from pelton.hashing import hash_file
 
     if is_engine_dir(source):
@@ -75,51 +85,83 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
     options = options or BuildConfig()
     options = BuildConfig(**{field.name: getattr(options, field.name) for field in fields(BuildConfig)})
     opened = open_input(source, options.dtype, parallel)
-    limits, gpu = resolve_limits(options, opened.config), gpu_architecture(device)
-    num_bytes = input_bytes(opened)
-    with staged_output(out, marker=MANIFEST_NAME, num_bytes=num_bytes, remedy=remedy) as staging:
+    limits, gpu = resolve_limits(options, opened.config), find_gpu(device)
+    ledger = engine_ledger(opened.config, options, opened.parallel, dtype=opened.dtype, gpu=gpu)
+    if gpu is not None:
+        ledger.require_fit(limits.max_seq_len)
+    with staged_output(out, marker=MANIFEST_NAME, num_bytes=input_bytes(opened), remedy=remedy) as staging:
         (staging / TOKENIZER_DIR).mkdir()
         opened.copy_tokenizer(staging / TOKENIZER_DIR)
-        names = [weights_name(rank) for rank in range(opened.parallel.world_size)]
-        with bytes_bar("building", num_bytes, is_shown=show_progress) as advance:
-            opened.write_weights([staging / name for name in names], advance)
-        _write_json(staging / TUNING_NAME, default_tuning(gpu))
-        ledger = engine_ledger(opened.config, options, opened.parallel, dtype=opened.dtype, gpu=gpu)
+        content = _write_weights(staging, opened, limits, gpu=gpu, tuning=tuning, show_progress=show_progress)
+        _write_json(staging / TUNING_NAME, content)
         _write_json(staging / LEDGER_NAME, ledger.to_json())
         written = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
         manifest = Manifest(
             pelton_version=pelton_version(), created_at=created_now(), source=source_name or str(source.resolve()),
             revision=revision, options=options, model=opened.config, parallel=opened.parallel, limits=limits,
-            dtype=opened.dtype, kv_cache_dtype=resolve_kv_dtype(options, opened.dtype), gpu=gpu, is_tuned=False,
+            dtype=opened.dtype, kv_cache_dtype=resolve_kv_dtype(options, opened.dtype), gpu=architecture(gpu),
+            gpu_name=gpu.name if gpu else "", is_tuned=content["is_tuned"],
             files={name: hash_file(staging / name) for name in written},
         )
         write_manifest(staging, manifest)
     return manifest
 
 
+def _write_weights(staging: Path, opened: BuildInput, limits: Limits, *, gpu: Gpu | None, tuning: Tuning,
+                   show_progress: bool) -> dict[str, Any]:
+    """Writes the weights, and rehearses the engine on the GPU meanwhile. Returns the content of tuning.json."""
+    from pelton.build.inputs import input_bytes
+    from pelton.build.progress import build_bars
+
+    is_tuned = gpu is not None and tuning != "off"
+    paths = [staging / weights_name(rank) for rank in range(opened.parallel.world_size)]
+    with build_bars(input_bytes(opened), has_gpu=is_tuned, is_shown=show_progress) as (advance, on_news):
+        if not is_tuned:
+            opened.write_weights(paths, advance)
+            return untuned(gpu)
+        from pelton.build.tune import Rehearser
+
+        with Rehearser(staging, model=opened.config, limits=limits, dtype=opened.dtype, parallel=opened.parallel,
+                       gpu=gpu, tuning=tuning, cache=cache_root(), on_news=on_news) as rehearser:
+            opened.write_weights(paths, advance)
+            rehearsal = rehearser.result()
+    if rehearsal.not_kept and show_progress:
+        print(f"pelton: not all kernels are compiled into the engine: {rehearsal.not_kept}", file=sys.stderr)
+    return rehearsal.to_json(gpu.architecture)
+
+
 def run_build(options: BuildOptions) -> int:
     """The command."""
+    from pelton.build.tuning_report import print_tuning
     from pelton.checkpoint.hub import absolute_source, resolve_model
 
     start = time.perf_counter()
     out = Path(options.output)
     manifest = build(resolve_model(options.model, revision=options.revision), out, options,
                      parallel=ParallelConfig(tp_size=options.tp_size, pp_size=options.pp_size), device=options.device,
-                     source_name=absolute_source(options.model), revision=options.revision,
+                     tuning=options.tuning, source_name=absolute_source(options.model), revision=options.revision,
                      show_progress=not options.json)
     seconds = time.perf_counter() - start
+    tuning = json.loads((out / TUNING_NAME).read_bytes())
     if options.json:
-        print(json.dumps(_summary(manifest, out, seconds)))
+        print(json.dumps(_summary(manifest, out, seconds, tuning)))
         return 0
+    print_tuning(tuning)
     num_bytes = sum(entry.size_bytes for entry in manifest.files.values())
-    tuned = "tuned" if manifest.is_tuned else "untuned (no GPU)" if manifest.gpu == "cpu" else "untuned"
-    print(f"{out}: {manifest.model.architecture} for {manifest.gpu}, {manifest.dtype}, {num_bytes / 1e9:.3f} GB, "
-          f"{tuned}; {seconds:.1f} s")
+    print(f"{out}: {manifest.model.architecture} for {manifest.gpu_name or manifest.gpu}, {manifest.dtype}, "
+          f"{num_bytes / 1e9:.3f} GB, {_tuning_text(manifest, tuning)}; {seconds:.1f} s")
     return 0
 
 
-def _summary(manifest: Manifest, out: Path, seconds: float) -> dict[str, Any]:
-    return {"engine": str(out), "source": manifest.source, "gpu": manifest.gpu, "is_tuned": manifest.is_tuned,
+def _tuning_text(manifest: Manifest, tuning: dict[str, Any]) -> str:
+    if not manifest.is_tuned:
+        return f"untuned ({tuning['reason']})"
+    return f"{len(tuning['choices'])} kernel choices measured, {num_kernels(manifest)} compiled kernels kept"
+
+
+def _summary(manifest: Manifest, out: Path, seconds: float, tuning: dict[str, Any]) -> dict[str, Any]:
+    return {"engine": str(out), "source": manifest.source, "gpu": manifest.gpu, "gpu_name": manifest.gpu_name,
+            "is_tuned": manifest.is_tuned, "tuning": tuning, "num_kernels": num_kernels(manifest),
             "dtype": manifest.dtype, "limits": to_dict(manifest.limits), "parallel": to_dict(manifest.parallel),
             "num_bytes": sum(entry.size_bytes for entry in manifest.files.values()), "seconds": round(seconds, 3)}
 

@@ -26,7 +26,7 @@ def resolve_engine(model: str, options: dict[str, Any], *, in_child: bool = Fals
         is refused.
     """
     config, run = split_options(options)
-    return ensure_engine(model, config, builder=build_in_child if in_child else None), run
+    return ensure_engine(model, config, device=run.device, builder=build_in_child if in_child else None), run
 
 
 def resolve_random(model: str, options: dict[str, Any], *, seed: int = 0) -> tuple[Path, RandomWeights, ExecutorConfig]:

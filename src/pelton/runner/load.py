@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +27,11 @@ from pelton.runner.limits import narrow
 from pelton.runner.memory import plan_memory
 from pelton.runner.upload import PAD_PREFIX, upload_weights
 
+if TYPE_CHECKING:
+    from pelton.runner.tuning import KernelUse
+
+_log = logging.getLogger("pelton.runner")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedEngine:
@@ -36,6 +44,8 @@ class LoadedEngine:
     """Canonical name -> tensor on `device`."""
     device: torch.device
     num_threads: int
+    kernels: KernelUse | None
+    """Where compiled kernels come from; none on a CPU."""
 
 
 def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
@@ -54,9 +64,19 @@ def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
     ledger = plan_memory(
         manifest.model, limits, config.kv_cache_config, weights_bytes=manifest.files[weights_name(0)].size_bytes,
         dtype=manifest.dtype, kv_dtype=manifest.kv_cache_dtype, device=device)
-    return LoadedEngine(manifest=manifest, limits=limits, ledger=ledger, device=device,
-                        weights=load_weights(engine_dir, manifest, device),
-                        num_threads=config.num_threads or default_num_threads())
+    kernels = None
+    if device.type == "cuda":
+        from pelton.runner.tuning import use_tuning
+
+        kernels = use_tuning(engine_dir, manifest, device)
+    began = time.perf_counter()
+    weights = load_weights(engine_dir, manifest, device)
+    seconds = time.perf_counter() - began
+    num_bytes = manifest.files[weights_name(0)].size_bytes
+    _log.info("weights: %.2f GB checked and loaded in %.2f s, %.1f GB/s", num_bytes / 1e9, seconds,
+              num_bytes / 1e9 / seconds)
+    return LoadedEngine(manifest=manifest, limits=limits, ledger=ledger, device=device, weights=weights,
+                        kernels=kernels, num_threads=config.num_threads or default_num_threads())
 
 
 def load_weights(engine_dir: Path, manifest: Manifest, device: torch.device, *,
@@ -88,11 +108,11 @@ def default_num_threads() -> int:
     return num_cores
 
 
-def choose_device(asked: str, *, prefers_gpu: bool = True) -> torch.device:
+def choose_device(asked: str) -> torch.device:
     """The device to run on.
 
     Args:
-        asked: "cpu", "cuda" or "auto", which takes a GPU that is there if `prefers_gpu`.
+        asked: "cpu", "cuda" or "auto", which takes a GPU that is there.
 
     Raises:
         ConfigError: a GPU is asked for and torch finds none.
@@ -100,13 +120,12 @@ def choose_device(asked: str, *, prefers_gpu: bool = True) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if asked == "cuda" and not has_gpu:
         raise ConfigError("device: cuda was asked for, but torch finds no GPU; `pelton doctor` says why")
-    wants_gpu = prefers_gpu if asked == "auto" else asked == "cuda"
-    return torch.device("cuda", torch.cuda.current_device()) if wants_gpu and has_gpu else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu and asked != "cpu" else torch.device("cpu")
 
 
 def _device(engine_dir: Path, manifest: Manifest, config: ExecutorConfig) -> torch.device:
-    """Where the engine will run: where it was built for, unless the configuration insists on something else."""
-    device = choose_device(config.device, prefers_gpu=manifest.gpu != "cpu")
+    """Where the engine will run: on a GPU that is there, unless the configuration insists on something else."""
+    device = choose_device(config.device)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         check_gpu(engine_dir, manifest, f"sm_{major}{minor}")

@@ -128,6 +128,8 @@ class Runner:
         runner = cls.from_weights(manifest.model, engine.weights, engine.limits, num_blocks=engine.ledger.num_blocks,
                                   kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
                                   num_threads=engine.num_threads)
+        if engine.kernels is not None:
+            engine.kernels.report()
         runner.ledger = engine.ledger
         return runner
 

@@ -26,10 +26,11 @@ _choices = Choices()
 
 @dataclass(frozen=True)
 class GpuWeight:
-    """A weight and how the copy engine reads it, by block shape."""
+    """A weight, what was measured for its model, and how the copy engine reads it, by block shape."""
 
     data: Tensor
     """[N, K] row-major."""
+    choices: Choices = field(default_factory=lambda: _choices, repr=False)
     _descriptors: dict[tuple[int, int], stream.TensorDescriptor] = field(default_factory=dict, repr=False)
 
     @property
@@ -62,7 +63,7 @@ def prepared_bytes(num_elements: int, dtype: torch.dtype) -> int:
 
 
 def use_measurements(measurements: Iterable[Measurement]) -> None:
-    """Replaces the built-in choices by measured ones, for the shapes that were measured."""
+    """Has weights that are prepared from now on run as measured, where their shape was, else as built in."""
     global _choices
     _choices = Choices(measurements)
 
@@ -71,7 +72,7 @@ def linear(x: Tensor, weight: GpuWeight, bias: Tensor | None = None, *, norm: No
            act: str | None = None, residual: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
     """As the reference's; the residual's sum takes the residual's memory."""
     shape = Shape(*weight.data.shape, is_gated=act is not None)
-    choice = _choices.choose(shape, x.shape[0], gpu_features(x.device).capability)
+    choice = weight.choices.choose(shape, x.shape[0], gpu_features(x.device).capability)
     return run(choice, x, weight, bias, norm=norm, act=act, residual=residual, out_dtype=out_dtype)
 
 
