@@ -93,7 +93,7 @@ def serve(argv: list[str]) -> int:
     from pelton.config import BuildConfig, ExecutorConfig, ServeConfig
     from pelton.engine.options import resolve_engine, resolve_random
     from pelton.options import add_options, given_options, read_options
-    from pelton.server.launch import bind, run_serve
+    from pelton.server.launch import SERVED_CHUNK, bind, run_serve
 
     parser = _parser("serve", serve.__doc__)
     parser.add_argument("model", metavar="MODEL|ENGINE", nargs="?", default="pelton-tiny",
@@ -102,7 +102,7 @@ def serve(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     serve_config = read_options(ServeConfig, args)
     bind(serve_config.host, serve_config.port).close()  # a taken port is told before the model is fetched and built
-    engine_options = given_options((BuildConfig, ExecutorConfig), args)
+    engine_options = {"chunked_prefill_size": SERVED_CHUNK, **given_options((BuildConfig, ExecutorConfig), args)}
     model_name = serve_config.served_model_name or args.model
     if serve_config.random_weights:
         model_dir, weights, run = resolve_random(args.model, engine_options, seed=serve_config.seed)

@@ -228,6 +228,9 @@ class ExecutorConfig:
     guaranteed_no_evict admits only what is sure to finish."""
     enable_chunked_prefill: bool = True
     """Split long prompts over steps, so that running requests keep going."""
+    chunked_prefill_size: int | None = None
+    """Prompt tokens of one step while other requests run or wait; none: what max_num_tokens leaves, but 2,048 in
+    `pelton serve`. Smaller steps answer sooner, larger ones are more efficient."""
     overlap: bool = True
     """Schedule and launch the next step while this one runs."""
     max_queue_size: int = 16384
@@ -238,7 +241,7 @@ class ExecutorConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_num_tokens", "num_threads"):
+        for name in ("max_batch_size", "max_num_tokens", "chunked_prefill_size", "num_threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         _require(self.max_queue_size >= 1, "max_queue_size", self.max_queue_size, "at least 1")

@@ -98,7 +98,7 @@ def test_a_taken_port_is_told_before_the_engine_starts(program, engine_dir, monk
 def test_a_port_lost_while_loading_is_told(engine_dir, monkeypatch):
     clients, thief = [], None
 
-    async def start(engine_dir, config):
+    async def start(engine_dir, config, *, random_weights):
         nonlocal thief
         thief = bind("127.0.0.1", port)
         thief.listen()

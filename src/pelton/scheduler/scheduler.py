@@ -158,7 +158,7 @@ class Scheduler:
         """
         step = PlannedStep(self._next_step_id)
         self._plan_decodes(step, self.limits.max_num_tokens - self._num_tokens_owed())
-        budget = self.limits.max_num_tokens - len(step.seqs)
+        budget = self._prompt_budget(len(step.seqs))
         self._admit(budget)
         self._plan_prefills(step, budget)
         if not step.seqs:
@@ -171,6 +171,19 @@ class Scheduler:
         self._in_flight[step.step_id] = step
         freed, self._freed = self._freed, []
         return step.to_batch(freed)
+
+    def _prompt_budget(self, num_decodes: int) -> int:
+        """Prompt tokens that a step with so many decodes may run: a chunk, or all it has room for if a prompt is alone.
+
+        A step's tokens come when it ends. With many prompts at once, small steps answer the first of them early, and
+        their completions then do not end all at once, so that what follows them does not come all at once either.
+        """
+        room = self.limits.max_num_tokens - num_decodes
+        chunk = self.config.chunked_prefill_size
+        is_alone = not num_decodes and len(self._waiting) + len(self._prefilling) == 1
+        if chunk is None or is_alone or not self.config.enable_chunked_prefill:
+            return room
+        return min(room, chunk)
 
     def _num_tokens_owed(self) -> int:
         """Tokens kept from the decodes for a prompt that must run whole and might else wait for ever for the room."""

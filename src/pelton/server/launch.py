@@ -30,6 +30,8 @@ from pelton.tokenizer.tokenizer import Tokenizer
 GRACE_S = 5
 """Running requests may go on for this long after SIGTERM or SIGINT; then they are cut."""
 KEEP_ALIVE_S = 75
+SERVED_CHUNK = 2048
+"""Default of chunked_prefill_size: a step with so many prompt tokens keeps a large GPU's multipliers busy."""
 BACKLOG = 2048
 LAST_WORDS_S = 2.0
 MAX_OPEN_FILES = 65_536

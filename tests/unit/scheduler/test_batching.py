@@ -36,6 +36,33 @@ def test_decodes_come_first_and_prompts_fill_up():
     harness.run()
 
 
+def test_prompts_share_a_step_of_the_chunks_size_while_others_wait():
+    harness = Harness(make_config(chunked_prefill_size=4), depth=0, max_num_tokens=10)
+    for number in (1, 2, 3):
+        harness.add([number] * 3, max_tokens=9, ignore_eos=True)
+    assert shape(harness.step()) == (0, [3, 1])
+    assert shape(harness.step()) == (1, [2, 2])
+    assert shape(harness.step()) == (2, [1])
+    harness.run()
+
+
+def test_a_prompt_that_is_alone_takes_the_whole_step():
+    harness = Harness(make_config(chunked_prefill_size=4), depth=0, max_num_tokens=10)
+    harness.add([1] * 12, max_tokens=2, ignore_eos=True)
+    assert shape(harness.step()) == (0, [10])
+    harness.add([2] * 7, max_tokens=2, ignore_eos=True)
+    assert shape(harness.step()) == (0, [2, 2])
+    harness.run()
+
+
+def test_prompts_that_run_whole_are_not_cut_by_the_chunks_size():
+    harness = Harness(make_config(chunked=False, chunked_prefill_size=4), depth=0, max_num_tokens=10)
+    for number in (1, 2):
+        harness.add([number] * 5, max_tokens=2, ignore_eos=True)
+    assert shape(harness.step()) == (0, [5, 5])
+    harness.run()
+
+
 def test_the_last_chunk_of_one_token_is_no_decode():
     harness = Harness(depth=0, max_num_tokens=4)
     harness.add([1] * 5, max_tokens=2, ignore_eos=True)

@@ -51,9 +51,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(("max_utilization", "guaranteed_no_evict")), chunked=st.booleans(),
                 in_flight=st.booleans(), reuse=st.booleans(), depth=st.integers(0, 2), is_eager=st.booleans(),
                 num_blocks=st.integers(3, 10), max_num_tokens=st.integers(4, 12), seed=st.integers(0, 99),
-                fail_at=st.sets(st.integers(0, 30), max_size=2))
-    def start(self, policy, chunked, in_flight, reuse, depth, is_eager, num_blocks, max_num_tokens, seed, fail_at):
-        config = make_config(policy, chunked=chunked, in_flight=in_flight, reuse=reuse)
+                fail_at=st.sets(st.integers(0, 30), max_size=2), chunk=st.sampled_from((None, 1, 3, 20)))
+    def start(self, policy, chunked, in_flight, reuse, depth, is_eager, num_blocks, max_num_tokens, seed, fail_at,
+              chunk):
+        config = make_config(policy, chunked=chunked, in_flight=in_flight, reuse=reuse, chunked_prefill_size=chunk)
         self.harness = Harness(config, depth=depth, is_eager=is_eager, num_blocks=num_blocks, max_batch_size=3,
                                max_num_tokens=max_num_tokens, max_seq_len=30, max_input_len=29, vocab_size=9,
                                fail_at=tuple(fail_at))
