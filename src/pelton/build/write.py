@@ -32,6 +32,8 @@ from pelton.manifest import (
 
 if TYPE_CHECKING:
     from pelton.build.inputs import BuildInput
+    from pelton.checkpoint.progress import Advance
+    from pelton.hashing import FileEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
     with staged_output(out, marker=MANIFEST_NAME, num_bytes=input_bytes(opened), remedy=remedy) as staging:
         (staging / TOKENIZER_DIR).mkdir()
         opened.copy_tokenizer(staging / TOKENIZER_DIR)
-        content = _write_weights(staging, opened, limits, gpu=gpu, tuning=tuning, show_progress=show_progress)
+        content, files = _write_weights(staging, opened, limits, gpu=gpu, tuning=tuning, show_progress=show_progress)
         _write_json(staging / TUNING_NAME, content)
         _write_json(staging / LEDGER_NAME, ledger.to_json())
         written = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
@@ -101,33 +103,42 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
             revision=revision, options=options, model=opened.config, parallel=opened.parallel, limits=limits,
             dtype=opened.dtype, kv_cache_dtype=resolve_kv_dtype(options, opened.dtype), gpu=architecture(gpu),
             gpu_name=gpu.name if gpu else "", is_tuned=content["is_tuned"],
-            files={name: hash_file(staging / name) for name in written},
+            files={name: files.get(name) or hash_file(staging / name) for name in written},
         )
         write_manifest(staging, manifest)
     return manifest
 
 
 def _write_weights(staging: Path, opened: BuildInput, limits: Limits, *, gpu: Gpu | None, tuning: Tuning,
-                   show_progress: bool) -> dict[str, Any]:
-    """Writes the weights, and rehearses the engine on the GPU meanwhile. Returns the content of tuning.json."""
+                   show_progress: bool) -> tuple[dict[str, Any], dict[str, FileEntry]]:
+    """Writes and hashes the weights, and rehearses the engine on the GPU meanwhile.
+
+    Returns:
+        The content of tuning.json, and the weights' files.
+    """
     from pelton.build.inputs import input_bytes
     from pelton.build.progress import build_bars
+    from pelton.hashing import hash_file
+
+    names = [weights_name(rank) for rank in range(opened.parallel.world_size)]
+
+    def write(advance: Advance) -> dict[str, FileEntry]:
+        opened.write_weights([staging / name for name in names], advance)
+        return {name: hash_file(staging / name) for name in names}
 
     is_tuned = gpu is not None and tuning != "off"
-    paths = [staging / weights_name(rank) for rank in range(opened.parallel.world_size)]
     with build_bars(input_bytes(opened), has_gpu=is_tuned, is_shown=show_progress) as (advance, on_news):
         if not is_tuned:
-            opened.write_weights(paths, advance)
-            return untuned(gpu)
+            return untuned(gpu), write(advance)
         from pelton.build.tune import Rehearser
 
         with Rehearser(staging, model=opened.config, limits=limits, dtype=opened.dtype, parallel=opened.parallel,
                        gpu=gpu, tuning=tuning, cache=cache_root(), on_news=on_news) as rehearser:
-            opened.write_weights(paths, advance)
+            files = write(advance)
             rehearsal = rehearser.result()
     if rehearsal.not_kept and show_progress:
         print(f"pelton: not all kernels are compiled into the engine: {rehearsal.not_kept}", file=sys.stderr)
-    return rehearsal.to_json(gpu.architecture)
+    return rehearsal.to_json(gpu.architecture), files
 
 
 def run_build(options: BuildOptions) -> int:
