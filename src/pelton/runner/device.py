@@ -81,11 +81,20 @@ class _EventSignal:
 
 
 class CudaQueue:
-    """A stream of its own on a GPU."""
+    """A stream of its own on a GPU. Jobs find what the thread that made the queue had queued by then."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
         self._is_closed = False
+        self.wait_for_caller()
+
+    def wait_for_caller(self) -> None:
+        """Jobs submitted from now on run after all that this thread has queued on its current stream.
+
+        To be called after making tensors that jobs use: streams do not wait for each other, and memory that was freed
+        on one may hold a tensor used on another while kernels that read its old content are still to run.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
 
     def submit(self, job: Job) -> None:
         """Runs a job now, with the stream as the current one."""

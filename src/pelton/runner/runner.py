@@ -211,6 +211,7 @@ class Runner:
             from pelton.runner.graphs import DecodeGraphs
 
             graphs = DecodeGraphs(self._decoder, self._pool, self._slots, self.limits.max_batch_size)
+            self._queue.wait_for_caller()
             self._queue.submit(lambda: graphs.capture(self._queue.stream))
             self._graphs = graphs
 

@@ -90,6 +90,8 @@ def upload_weights(engine_dir: Path, manifest: Manifest, name: str, device: torc
     tensors = {place.name: torch.empty(place.shape, dtype=place.dtype, device=device) for place in places}
     flat = [tensor.view(-1).view(torch.uint8) if tensor.numel() else tensor for tensor in tensors.values()]
     num_threads = threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    if device.type == "cuda":  # kernels that read what was in this memory before may still be to run
+        torch.cuda.current_stream(device).synchronize()
     drain_checked(engine_dir, manifest, name, lambda: _DeviceSink(places, flat, device), threads=num_threads)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
