@@ -19,9 +19,10 @@ DEFAULT_MAX_SEQ_LEN = 32768
 COUNT_BYTES = 4
 LOGIT_BYTES = 4
 MAX_GRAPH_TOKENS = 512
-"""Steps of up to this many tokens run as CUDA graphs."""
-NUM_GRAPHS = 35
-"""Padded token counts with a graph each: 1, 2, 4, then every 16 up to MAX_GRAPH_TOKENS."""
+"""Decode steps of up to this many rows are planned for as CUDA graphs."""
+NUM_GRAPHS = 67
+"""Of decode steps by padded rows (runner/graphs.py), and of short prompts by padded tokens (runner/prompt_graphs.py).
+"""
 KERNELS_PER_LAYER = 10
 GRAPH_NODE_BYTES = 2048
 """Device memory of one kernel node: its parameters and launch descriptor, as the driver rounds them."""

@@ -68,7 +68,7 @@ def run(executor, requests):
 def test_greedy_tokens_equal_transformers(case, options, overlap):
     engine_dir, prompts, expected = case
     with Executor(engine_dir, config(**options, overlap=overlap)) as executor:
-        assert executor.loop.runner._graphs is not None
+        assert executor.loop.runner._decode_graphs is not None
         assert run(executor, [Request(prompt, sampling_params=GREEDY) for prompt in prompts]) == expected
 
 
@@ -102,7 +102,7 @@ def test_graphs_and_eager_steps_draw_the_same(tmp_path_factory):
     for is_eager in (False, True):
         runner = Runner.from_engine(engine_dir, config())
         if is_eager:
-            runner._graphs = None
+            runner._decode_graphs = runner._prompt_graphs = None
         with Executor(loop_over(runner, config())) as executor:
             texts.append(run(executor, mixed_requests(36, seed=2)))
     assert texts[0] == texts[1]

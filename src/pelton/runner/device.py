@@ -142,14 +142,19 @@ class PinnedStaging:
     def put(self, *arrays: np.ndarray) -> list[torch.Tensor]:
         """Copies arrays on the current stream. Returns tensors of their shapes and types."""
         places, num_bytes = pack_places(arrays)
+        target = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+        self.put_into(target, *arrays)
+        return unpack(target, arrays, places)
+
+    def put_into(self, target: torch.Tensor, *arrays: np.ndarray) -> None:
+        """Copies arrays on the current stream to where `pack_places` has them in target, [n] uint8 on the device."""
+        places, num_bytes = pack_places(arrays)
         start = self._reserve(num_bytes)
         pack(arrays, places, self._bytes[start:start + num_bytes])
-        target = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
-        target.copy_(self._ring[start:start + num_bytes], non_blocking=True)
+        target[:num_bytes].copy_(self._ring[start:start + num_bytes], non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
         self._copies.append((start, start + num_bytes, copied))
-        return unpack(target, arrays, places)
 
     def _reserve(self, num_bytes: int) -> int:
         """Where num_bytes can be written; waits for copies still to be made from there."""

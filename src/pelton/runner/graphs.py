@@ -8,6 +8,8 @@ are read before the next step is launched.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,20 +54,16 @@ class DecodeGraphs:
                                       head_dim=config.head_dim, device=device), dtype=torch.uint8, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._logits: dict[int, torch.Tensor] = {}
-        self._memory = None
 
-    def capture(self, stream: torch.cuda.Stream) -> None:
+    def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
         """Captures every size, largest first, so that the others find its memory. Call it once, under inference mode
-        with `stream` as the current one."""
+        with `stream` as the current one.
+
+        Args:
+            memory: handle of the memory pool of all graphs.
+        """
         for size in reversed(self.sizes):
-            self._run(size)  # compiles, and lets libraries set themselves up
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
-                logits = self._run(size)
-            self._memory = self._memory or graph.pool()
-            self._graphs[size] = graph
-            self._logits[size] = _alias(logits)
+            self._graphs[size], self._logits[size] = capture_graph(lambda size=size: self._run(size), stream, memory)
 
     def replay(self, rows: DecodeRows) -> tuple[torch.Tensor, SampledRows]:
         """Runs one decode step. Returns logits [B, V] float32, valid until the next replay, and whose they are."""
@@ -95,17 +93,31 @@ class DecodeGraphs:
         return self._decoder.logits(hidden)
 
 
+def capture_graph(run: Callable[[], torch.Tensor], stream: torch.cuda.Stream, memory: Any
+                  ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """Captures what `run` launches, and its result, whose memory the graphs captured later may use too.
+
+    Args:
+        memory: handle of the memory pool of all graphs.
+    """
+    run()  # compiles, and lets libraries set themselves up
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+        result = run()
+    return graph, _alias(result)
+
+
 class _Memory:
     """Device memory that somebody else owns, as the CUDA array interface (numba, version 3) describes it."""
 
     def __init__(self, tensor: torch.Tensor):
         self.__cuda_array_interface__ = {
-            "shape": tuple(tensor.shape), "strides": None, "typestr": "<f4", "version": 3,
+            "shape": (tensor.nbytes,), "strides": None, "typestr": "|u1", "version": 3,
             "data": (tensor.data_ptr(), False)}
 
 
-def _alias(logits: torch.Tensor) -> torch.Tensor:
-    """The same memory without owning it, so that the graphs captured later may use it too."""
-    assert logits.dtype is torch.float32
-    assert logits.is_contiguous()
-    return torch.as_tensor(_Memory(logits), device=logits.device)
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory without owning it."""
+    assert tensor.is_contiguous()
+    return torch.as_tensor(_Memory(tensor), device=tensor.device).view(tensor.dtype).view(tensor.shape)

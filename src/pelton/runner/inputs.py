@@ -41,6 +41,44 @@ class SampledRows:
 
 
 @dataclass(kw_only=True)
+class Layout:
+    """The tokens of a step's B rows, row after row, as host arrays; R of the rows are sampled."""
+
+    num_decodes: int
+    query_lens: list[int]
+    slots: np.ndarray
+    """[B] int64."""
+    query_start: np.ndarray
+    """[B + 1] int32."""
+    seq_lens: np.ndarray
+    """[B] int32."""
+    positions: np.ndarray
+    """[T] int64."""
+    slot_mapping: np.ndarray
+    """[T] int64: where in the pool each token's key and value go."""
+    known_tokens: np.ndarray
+    """[T - num_decodes] int64: of the rows that do not decode."""
+    sampled_slots: np.ndarray
+    """[R] int64."""
+    sampled_positions: np.ndarray
+    """[R] int32, of the tokens to be drawn."""
+    row_index: np.ndarray
+    """[R] int64, the last token of each sampled row."""
+    rope_lens: np.ndarray | None
+    """[T] int64, for models whose rotation depends on it."""
+    prompt_rows: list[PromptRows]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.positions)
+
+    def sampled(self, slot_index: torch.Tensor, position_index: torch.Tensor) -> SampledRows:
+        """The sampled rows, given their slots and positions on the device."""
+        return SampledRows(slots=self.sampled_slots, positions=self.sampled_positions.astype(np.int64),
+                           slot_index=slot_index, position_index=position_index)
+
+
+@dataclass(kw_only=True)
 class Inputs:
     """What a forward pass reads, and which of its rows are wanted after it."""
 
@@ -52,7 +90,6 @@ class Inputs:
     sampled: SampledRows
     row_index: torch.Tensor
     """[R] int64, of the hidden states [T, D]: the last token of each sampled row."""
-    prompt_rows: list[PromptRows]
 
 
 @dataclass(kw_only=True)
@@ -78,8 +115,8 @@ def decode_rows(batch: Batch, slots: Slots, rope: RopeConfig) -> DecodeRows | No
     return DecodeRows(slots=rows, positions=starts, rope_lens=rope_lens)
 
 
-def make_inputs(batch: Batch, slots: Slots, rope: RopeConfig) -> Inputs:
-    """Lays out the step's tokens row after row. The batch's changes have been applied to the slots.
+def lay_out(batch: Batch, slots: Slots, rope: RopeConfig) -> Layout:
+    """Lays a step's tokens out. The batch's changes have been applied to the slots.
 
     Args:
         rope: the model's; some kinds turn tokens by an angle that depends on the sequence's length.
@@ -93,24 +130,33 @@ def make_inputs(batch: Batch, slots: Slots, rope: RopeConfig) -> Inputs:
     np.cumsum(lengths, out=query_start[1:])
     positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], lengths)  # [T]
     is_sampled = np.array(batch.is_sampled, dtype=bool)
-    sampled_slots, sampled_positions = rows[is_sampled], stops[is_sampled]
-    rope_lens = []
+    rope_lens = None
     if is_length_dependent(rope):
-        rope_lens.append(_rope_lens(rope, slots, np.repeat(rows, lengths), positions))
-    row_slots, query_starts, seq_lens, positions, slot_mapping, known, slot_index, position_index, row_index, *rest = \
+        rope_lens = _rope_lens(rope, slots, np.repeat(rows, lengths), positions)
+    return Layout(
+        num_decodes=batch.num_decodes, query_lens=batch.num_tokens, slots=rows,
+        query_start=query_start.astype(np.int32), seq_lens=stops.astype(np.int32), positions=positions,
+        slot_mapping=_slot_mapping(slots, rows, lengths, positions), known_tokens=_known_tokens(batch, slots),
+        sampled_slots=rows[is_sampled], sampled_positions=stops[is_sampled].astype(np.int32),
+        row_index=query_start[1:][is_sampled] - 1, rope_lens=rope_lens,
+        prompt_rows=_prompt_rows(batch, slots, rows, query_start))
+
+
+def make_inputs(layout: Layout, slots: Slots) -> Inputs:
+    """Brings a layout to the device. The slots' changes have been pushed."""
+    row_slots, query_start, seq_lens, positions, slot_mapping, known, slot_index, position_index, row_index, *rest = \
         slots.staging.put(
-            rows, query_start.astype(np.int32), stops.astype(np.int32), positions,
-            _slot_mapping(slots, rows, lengths, positions), _known_tokens(batch, slots), sampled_slots,
-            sampled_positions.astype(np.int32), query_start[1:][is_sampled] - 1, *rope_lens)
-    num_blocks = -(-int(stops.max()) // slots.tokens_per_block)
+            layout.slots, layout.query_start, layout.seq_lens, layout.positions, layout.slot_mapping,
+            layout.known_tokens, layout.sampled_slots, layout.sampled_positions, layout.row_index,
+            *(() if layout.rope_lens is None else (layout.rope_lens,)))
+    num_blocks = -(-int(layout.seq_lens.max()) // slots.tokens_per_block)
     meta = AttentionMetadata(
-        num_decodes=batch.num_decodes, query_start=query_starts, seq_lens=seq_lens,
-        block_tables=slots.gather_tables(rows, row_slots, num_blocks), slot_mapping=slot_mapping,
-        query_lens_host=batch.num_tokens, seq_lens_host=stops.tolist(), rope_lens=rest[0] if rest else None)
-    sampled = SampledRows(slots=sampled_slots, positions=sampled_positions, slot_index=slot_index,
-                          position_index=position_index)
-    return Inputs(token_ids=_token_ids(batch, slots, row_slots, known), positions=positions, meta=meta,
-                  sampled=sampled, row_index=row_index, prompt_rows=_prompt_rows(batch, slots, rows, query_start))
+        num_decodes=layout.num_decodes, query_start=query_start, seq_lens=seq_lens,
+        block_tables=slots.gather_tables(layout.slots, row_slots, num_blocks), slot_mapping=slot_mapping,
+        query_lens_host=layout.query_lens, seq_lens_host=layout.seq_lens.tolist(),
+        rope_lens=rest[0] if rest else None)
+    return Inputs(token_ids=_token_ids(layout.num_decodes, slots, row_slots, known), positions=positions, meta=meta,
+                  sampled=layout.sampled(slot_index, position_index), row_index=row_index)
 
 
 def _check(batch: Batch, slots: Slots, rows: np.ndarray, lengths: np.ndarray, stops: np.ndarray) -> None:
@@ -132,11 +178,11 @@ def _known_tokens(batch: Batch, slots: Slots) -> np.ndarray:
     return np.concatenate(known) if known else np.empty(0, dtype=np.int64)
 
 
-def _token_ids(batch: Batch, slots: Slots, row_slots: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def _token_ids(num_decodes: int, slots: Slots, row_slots: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """[T] int64. Decode rows read the device's own last tokens: the host may not know them yet."""
-    if not batch.num_decodes:
+    if not num_decodes:
         return known
-    decoded = slots.last_tokens.index_select(0, row_slots[:batch.num_decodes])
+    decoded = slots.last_tokens.index_select(0, row_slots[:num_decodes])
     return torch.cat((decoded, known)) if len(known) else decoded
 
 

@@ -2,7 +2,8 @@
 
 `forward` applies a batch's changes to the slots and runs the model up to the logits; `sample` draws the tokens. Both
 are queued in order (on a thread for a CPU, on a stream for a GPU), so that the next step's forward pass finds the last
-step's tokens in the slots without their ever being waited for. On a GPU, steps that only decode replay CUDA graphs.
+step's tokens in the slots without their ever being waited for. On a GPU, steps that only decode, and short prompts,
+replay CUDA graphs.
 Knows neither requests nor text.
 """
 
@@ -24,7 +25,7 @@ from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
 from pelton.physics import weight_format, weight_memory_bytes
 from pelton.runner.device import CudaQueue, Signal, make_queue
-from pelton.runner.inputs import PromptRows, SampledRows, decode_rows, make_inputs
+from pelton.runner.inputs import Layout, PromptRows, SampledRows, decode_rows, lay_out, make_inputs
 from pelton.runner.limits import EngineLimits, narrow
 from pelton.runner.sampler import Drawn, Scores, draw, score_prompt
 from pelton.runner.slots import Slots
@@ -32,6 +33,7 @@ from pelton.types import Batch, Masks, StepOutput
 
 if TYPE_CHECKING:
     from pelton.runner.graphs import DecodeGraphs
+    from pelton.runner.prompt_graphs import PromptGraphs
 
 
 class Decoder(Protocol):
@@ -110,7 +112,8 @@ class Runner:
         self._slots = Slots(num_slots=limits.max_batch_size, max_seq_len=limits.max_seq_len,
                             tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, device=device)
         self._queue = make_queue(device, num_threads)
-        self._graphs: DecodeGraphs | None = None
+        self._decode_graphs: DecodeGraphs | None = None
+        self._prompt_graphs: PromptGraphs | None = None
 
     @classmethod
     def from_engine(cls, engine_dir: Path, config: ExecutorConfig) -> Runner:
@@ -206,33 +209,50 @@ class Runner:
             warm_up(self)
 
     def capture_graphs(self) -> None:
-        """Captures the graphs of decode steps, if the kernels can be captured."""
+        """Captures the graphs of decode steps and of short prompts, if the kernels can be captured."""
         if hasattr(load_ops(self._slots.device.type).attention, "workspace_bytes"):
             from pelton.runner.graphs import DecodeGraphs
+            from pelton.runner.prompt_graphs import PromptGraphs
 
-            graphs = DecodeGraphs(self._decoder, self._pool, self._slots, self.limits.max_batch_size)
+            parts = self._decoder, self._pool, self._slots
+            decodes = DecodeGraphs(*parts, self.limits.max_batch_size)
+            prompts = PromptGraphs(*parts, self.limits.max_num_tokens)
             self._queue.wait_for_caller()
-            self._queue.submit(lambda: graphs.capture(self._queue.stream))
-            self._graphs = graphs
+            memory = torch.cuda.graph_pool_handle()
+            self._queue.submit(lambda: prompts.capture(self._queue.stream, memory))
+            self._queue.submit(lambda: decodes.capture(self._queue.stream, memory))
+            self._decode_graphs, self._prompt_graphs = decodes, prompts
 
     def _forward(self, step: Step) -> None:
-        self._slots.apply(step.batch)
-        rope = self.model_config.rope
-        decodes = self._graphs and decode_rows(step.batch, self._slots, rope)
+        batch, slots, rope = step.batch, self._slots, self.model_config.rope
+        slots.apply(batch)
+        decodes = self._decode_graphs and decode_rows(batch, slots, rope)
         if decodes is not None:
-            step.logits, step.sampled = self._graphs.replay(decodes)
+            slots.push(batch)
+            step.logits, step.sampled = self._decode_graphs.replay(decodes)
             return
-        inputs = make_inputs(step.batch, self._slots, rope)
-        step.sampled, step.prompt_rows = inputs.sampled, inputs.prompt_rows
-        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, self._pool, inputs.meta)  # [T, D]
-        num_sampled = len(inputs.row_index)
+        layout = lay_out(batch, slots, rope)
+        hidden, step.sampled, row_index = self._run_layout(batch, layout)  # [T, D]
+        num_sampled = len(row_index)
         if num_sampled:
             is_all = num_sampled == len(hidden)
-            step.logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, inputs.row_index))
-        for rows in inputs.prompt_rows:
+            step.logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, row_index))
+        step.prompt_rows = layout.prompt_rows
+        for rows in layout.prompt_rows:
             chunk = hidden[rows.first_row:rows.first_row + len(rows.targets)]
             step.prompt_scores.append(score_prompt(chunk, rows.targets, rows.num_top, self.limits.vocab_size,
-                                                   self._decoder.logits, self._slots.staging))
+                                                   self._decoder.logits, slots.staging))
+
+    def _run_layout(self, batch: Batch, layout: Layout) -> tuple[torch.Tensor, SampledRows, torch.Tensor]:
+        """Hidden states [T, D] of a step with prompts, its sampled rows, and where they are, [R] int64."""
+        if self._prompt_graphs is not None and self._prompt_graphs.takes(layout):
+            result = self._prompt_graphs.replay(layout)
+            self._slots.push(batch)  # the graph does not wait for it: it brings its own tables and tokens
+            return result
+        self._slots.push(batch)
+        inputs = make_inputs(layout, self._slots)
+        hidden = self._decoder.forward(inputs.token_ids, inputs.positions, self._pool, inputs.meta)
+        return hidden, inputs.sampled, inputs.row_index
 
     def _sample(self, step: Step, masks: Masks | None) -> None:
         if step.logits is not None:

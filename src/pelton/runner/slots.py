@@ -70,7 +70,7 @@ class Slots:
         self._end_ids: dict[int, torch.Tensor] = {}
 
     def apply(self, batch: Batch) -> None:
-        """Takes in what changed, in the order that `Batch` gives: freed, new, new blocks."""
+        """Takes in what changed, in the order that `Batch` gives: freed, new, new blocks. A GPU wants `push` too."""
         for slot in batch.freed:
             self._free(slot)
         for init in batch.new:
@@ -78,8 +78,12 @@ class Slots:
         for slot, block_ids in batch.new_blocks:
             assert self.is_taken[slot], f"blocks for slot {slot}, which holds no sequence"
             self._append_blocks(slot, block_ids)
+
+    def push(self, batch: Batch) -> None:
+        """Brings what `apply` took in to the device, before anything there reads tables, parameters or last tokens."""
         if self.device_tables is not None:
-            self._push(batch)
+            self._push_blocks(batch)
+            self._push_parameters(batch.new)
 
     def columns(self, slots: np.ndarray, positions: np.ndarray, masks: Masks | None) -> Columns:
         """The sampling parameters of some slots' sequences. slots, positions: [R] int64."""
@@ -117,8 +121,7 @@ class Slots:
         self.device_params = SlotParams(self.num_slots, self.vocab_size, self.device)
         self.last_tokens, self.counts = self.device_params.last_tokens, self.device_params.counts
 
-    def _push(self, batch: Batch) -> None:
-        """Brings what changed to the device, in one copy."""
+    def _push_blocks(self, batch: Batch) -> None:
         width = self.block_tables.shape[1]
         places: list[int] = []
         for init in batch.new:
@@ -130,11 +133,13 @@ class Slots:
             index = np.array(places, dtype=np.int64)
             index, blocks = self.staging.put(index, self.block_tables.reshape(-1)[index])
             self.device_tables.view(-1).index_copy_(0, index, blocks)
-        if batch.new:
-            slots = np.array([init.slot for init in batch.new], dtype=np.int64)
+
+    def _push_parameters(self, new: list[SlotInit]) -> None:
+        if new:
+            slots = np.array([init.slot for init in new], dtype=np.int64)
             index, params, seeds, tokens = self.staging.put(
-                slots, self.device_params.pack([init.sampling for init in batch.new]), self._columns["seed"][slots],
-                np.array([init.token_ids[-1] for init in batch.new], dtype=np.int64))
+                slots, self.device_params.pack([init.sampling for init in new]), self._columns["seed"][slots],
+                np.array([init.token_ids[-1] for init in new], dtype=np.int64))
             self.device_params.params.index_copy_(0, index, params)
             self.device_params.seeds.index_copy_(0, index, seeds)
             self.last_tokens.index_copy_(0, index, tokens)

@@ -7,7 +7,7 @@ import torch
 from pelton.config import RopeConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.models.rope import rope_length
-from pelton.runner.inputs import make_inputs
+from pelton.runner.inputs import lay_out, make_inputs
 from pelton.runner.slots import Slots
 from pelton.types import Batch, SamplingParams, SlotInit
 
@@ -46,7 +46,7 @@ def test_agrees_with_the_slow_constructor(size, attempt):
     print("seed", seed)
     slots = make_slots(size)
     batch, tables, known = random_batch(np.random.default_rng(seed), slots, size)
-    inputs = make_inputs(batch, slots, RopeConfig())
+    inputs = make_inputs(lay_out(batch, slots, RopeConfig()), slots)
     slow = AttentionMetadata.from_rows(batch.starts, batch.num_tokens, tables, num_decodes=batch.num_decodes,
                                        tokens_per_block=size)
     for name in ("num_decodes", "query_lens_host", "seq_lens_host"):
@@ -81,7 +81,7 @@ def test_rope_lengths(kind):
     rope = RopeConfig(kind=kind, factor=2.0, original_max_position_embeddings=32)
     slots = make_slots(16)
     batch, _, _ = random_batch(np.random.default_rng(1), slots, 16)
-    inputs = make_inputs(batch, slots, rope)
+    inputs = make_inputs(lay_out(batch, slots, rope), slots)
     expected = []
     for init, start, num in zip(batch.new, batch.starts, batch.num_tokens, strict=True):
         total = min(128, init.num_prompt_tokens + init.sampling.max_tokens)

@@ -20,6 +20,7 @@ from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.attention.triton_decode import WORK_WIDTH, assign_kernel, decode_kernel
 from pelton.kernels.attention.triton_prefill import prefill_kernel
 from pelton.kernels.gpu_features import LARGE_SHARED_BYTES, GpuFeatures, gpu_features
+from pelton.kernels.launch import launch
 
 _MAX_PROGRAMS_PER_PROCESSOR = 4
 
@@ -213,8 +214,8 @@ def _plan_decode(meta: AttentionMetadata, shape: Shape, window: int, config: Dec
     parts = workspace[:4 * words].view(torch.float32).split(list(sizes.values()))
     work = torch.empty(num_programs, WORK_WIDTH, dtype=torch.int32, device=device)
     decode = DecodePlan(num_rows, config, work, parts[2].view(torch.int32), parts[0], parts[1])
-    assign_kernel[(num_programs,)](
-        meta.seq_lens, work, decode.counters, num_rows, num_programs, config.slack,
+    launch(
+        assign_kernel, (num_programs,), meta.seq_lens, work, decode.counters, num_rows, num_programs, config.slack,
         NUM_KV_HEADS=shape.num_kv_heads, TILE=config.tile, WINDOW=window, SEGMENT_COST=config.segment_cost,
         num_warps=4)
     return decode
@@ -236,22 +237,26 @@ def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape, config: P
 def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, decode: DecodePlan, scale: float,
                    softcap: float | None) -> None:
     meta, shape, config = plan.meta, plan.shape, decode.config
+    is_dependent = gpu_features(q.device).can_launch_early
+    options = {"launch_pdl": True} if is_dependent else {}
     runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
-    decode_kernel[(decode.work.shape[0],)](
+    launch(
+        decode_kernel, (decode.work.shape[0],),
         q, pool, out, decode.work, meta.seq_lens, meta.block_tables, decode.counters, decode.sums, decode.stats,
         q.stride(0) // shape.head_dim, meta.block_tables.stride(0), runs_per_block, layer * 2 * shape.num_kv_heads,
         decode.num_rows, scale, softcap or 0.0,
         NUM_KV_HEADS=shape.num_kv_heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, HEAD_DIM=shape.head_dim,
         DIM_PAD=shape.dim_pad, TOKENS_PER_BLOCK=shape.tokens_per_block, TILE=config.tile, WINDOW=plan.window,
         HAS_SOFTCAP=softcap is not None, SEGMENT_COST=config.segment_cost, STAGES=config.num_stages,
-        num_warps=config.num_warps)
+        IS_DEPENDENT=is_dependent, num_warps=config.num_warps, **options)
 
 
 def _launch_prefill(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, prefill: PrefillPlan, scale: float,
                     softcap: float | None) -> None:
     meta, shape, config = plan.meta, plan.shape, prefill.config
     runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
-    prefill_kernel[(prefill.tiles.shape[0] * shape.num_kv_heads,)](
+    launch(
+        prefill_kernel, (prefill.tiles.shape[0] * shape.num_kv_heads,),
         q, pool, prefill.pool_rows, out, prefill.tiles, meta.query_start, meta.seq_lens, meta.block_tables,
         q.stride(0) // shape.head_dim, meta.block_tables.stride(0), runs_per_block, layer * 2 * shape.num_kv_heads,
         scale, softcap or 0.0,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.kernels.attention.triton_pages import LOWEST, accumulate, score_factor, scores_of, tile_blocks, tile_offsets
 
@@ -123,7 +124,8 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
                   heads_per_token, table_stride, runs_per_block, first_run, num_rows, scale, softcap,
                   NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr,
                   DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
-                  HAS_SOFTCAP: tl.constexpr, SEGMENT_COST: tl.constexpr, STAGES: tl.constexpr):
+                  HAS_SOFTCAP: tl.constexpr, SEGMENT_COST: tl.constexpr, STAGES: tl.constexpr,
+                  IS_DEPENDENT: tl.constexpr):
     """One program's share of the step's decode rows.
 
     Args:
@@ -136,6 +138,9 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
             (row, head), slot 2p for one that goes on with it.
         stats: [2 · programs, 2, GROUP] float32: largest score, sum of weights.
     """
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()  # before anything is read or written: what came before may still be using it
     program = tl.program_id(0)
     row = tl.load(work + program * 8)
     head = tl.load(work + program * 8 + 1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.gpu_features import gpu_features
 from pelton.kernels.launch import launch
 
 Angles = tuple[Tensor, Tensor]
@@ -32,13 +34,16 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
     half_pad = triton.next_power_of_2(half_dim)
     rest_dim = head_dim - 2 * half_dim
     grid = (num_tokens, triton.cdiv(num_all_heads, _HEADS_PER_PROGRAM))
+    is_dependent = gpu_features(qkv.device).can_launch_early
+    options = {"launch_pdl": True} if is_dependent else {}
     launch(
         rotate_and_store_kernel, grid,
         qkv, cos, sin, pool, meta.slot_mapping, q_norm, k_norm, pool.shape[1] * 2 * num_kv_heads,
         layer * 2 * num_kv_heads, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF_DIM=half_dim, HALF_PAD=half_pad,
         REST_PAD=triton.next_power_of_2(rest_dim) if rest_dim else 0, TOKENS_PER_BLOCK=tokens_per_block,
-        HEADS=_HEADS_PER_PROGRAM, HAS_NORM=q_norm is not None and k_norm is not None, num_warps=4)
+        HEADS=_HEADS_PER_PROGRAM, HAS_NORM=q_norm is not None and k_norm is not None, IS_DEPENDENT=is_dependent,
+        num_warps=4, **options)
     heads = qkv.view(num_tokens, num_all_heads, head_dim)
     return heads[:, :num_heads], heads[:, num_heads:].view(num_tokens, 2, num_kv_heads, head_dim)
 
@@ -47,7 +52,8 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
 def rotate_and_store_kernel(qkv, cos_ptr, sin_ptr, pool, slots, q_norm, k_norm, runs_per_block, first_run, eps,
                             NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                             HALF_DIM: tl.constexpr, HALF_PAD: tl.constexpr, REST_PAD: tl.constexpr,
-                            TOKENS_PER_BLOCK: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr):
+                            TOKENS_PER_BLOCK: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
+                            IS_DEPENDENT: tl.constexpr):
     """HEADS heads of one token.
 
     Args:
@@ -57,6 +63,9 @@ def rotate_and_store_kernel(qkv, cos_ptr, sin_ptr, pool, slots, q_norm, k_norm, 
         slots: [T] int64; negative: the pool is left alone.
         q_norm, k_norm: [HEAD_DIM] float32, or None.
     """
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()  # before anything is read or written: what came before may still be using it
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_head = head < NUM_HEADS + 2 * NUM_KV_HEADS
