@@ -18,7 +18,8 @@ def add_options(parser: argparse.ArgumentParser, *classes: type, positional: Ite
                 skip: Iterable[str] = ()) -> None:
     """Adds an option per field of each dataclass, nested dataclasses' fields in the same flat list.
 
-    A field two classes share becomes one option, with the first one's text; each class keeps its own default.
+    A field two classes share becomes one option, with the first one's text; each class keeps its own default. A
+    field's metadata may name further spellings of its option as `aliases`.
     """
     taken = {action.dest for action in parser._actions} | set(skip)
     for cls in classes:
@@ -84,7 +85,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
         return
     if not choices:
         options["metavar"] = _metavar(kind)
-    flags = ("-o", flag) if field.name == "output" else (flag,)
+    flags = (*(("-o",) if field.name == "output" else ()), flag, *field.metadata.get("aliases", ()))
     parser.add_argument(*flags, dest=field.name, default=argparse.SUPPRESS, required=is_required and not is_optional,
                         **options)
 

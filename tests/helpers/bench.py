@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from pelton.bench.audit import audit
-from pelton.bench.cell import CellSpec, closed, summarize_cell
+from pelton.bench.cell import CellSpec, closed
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.results import SCHEMA, Environment, RequestRecord, RunResult, TargetInfo, Workload
+from pelton.bench.summary import summarize
 from pelton.tokenizer.tokenizer import Tokenizer
 
 TARGET = TargetInfo(url="http://127.0.0.1:1", model="made-up", endpoint="chat", sends_token_ids=False,
@@ -55,7 +56,7 @@ def result(cells: Sequence[tuple[CellSpec, list[RequestRecord]]], *, target: dic
         "schema": SCHEMA, "kind": "sweep", "status": "complete", "stop_reason": None, "environment": ENVIRONMENT,
         "target": msgspec.structs.replace(TARGET, **(target or {})),
         "workload": msgspec.structs.replace(WORKLOAD, **(workload or {})), "duration_s": 1.0,
-        "cells": [summarize_cell(spec, [r for r in records if not r.is_warmup]) for spec, records in filed],
+        "cells": [summarize(spec.empty(), [r for r in records if not r.is_warmup]) for spec, records in filed],
         "skipped_cells": [], "findings": [], "metrics": [m.describe() for m in all_metrics()],
         "requests": [r for _, records in filed for r in records]}
     made = RunResult(**{**fields, **changes})

@@ -41,7 +41,7 @@ def server(**behaviour):
 
 def sweep(made, folder, **options):
     """Runs a small sweep; returns (exit status, result)."""
-    fields = {"concurrency": (1, 3), "prompt_tokens": (12, 40), "output_tokens": OUTPUT_TOKENS, "num_requests": 6,
+    fields = {"concurrency": (1, 3), "prompt_tokens": (12, 40), "output_tokens": (OUTPUT_TOKENS,), "num_requests": 6,
               "num_warmup": 1, "output_dir": str(folder), "request_timeout": 20.0, **options}
     status = run_sweep(SweepOptions(url=made.url, **fields))
     return status, read_result(folder / "results.json")
@@ -379,7 +379,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
         return "hang"
 
     with server(fault=interrupt_later) as made:
-        options = (f"url={made.url!r}, concurrency=(1,), prompt_tokens=(12, 40), output_tokens={OUTPUT_TOKENS}, "
+        options = (f"url={made.url!r}, concurrency=(1,), prompt_tokens=(12, 40), output_tokens=({OUTPUT_TOKENS},), "
                    f"num_requests=6, num_warmup=0, output_dir={str(tmp_path)!r}")
         code = ("import sys; from pelton.bench.options import SweepOptions; from pelton.bench.sweep import run_sweep; "
                 f"sys.exit(run_sweep(SweepOptions({options})))")

@@ -1,27 +1,29 @@
-"""One cell: prompts made beforehand, warm-up, the load, and the records and metrics of what came back."""
+"""One cell: requests made beforehand, warm-up, the load, and the records and figures of what came back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
-from pelton.bench.client import Exchange
-from pelton.bench.load.closed_loop import LoadResult, run_closed_loop
-from pelton.bench.prompts import Prompt
-from pelton.bench.protocols.openai import read_answer
-from pelton.bench.results import CellResult, LoadSpec, RequestRecord
-from pelton.bench.summary import empty_cell, summarize
+from pelton.bench.client import now_ns
+from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.run_load import run_load
+from pelton.bench.load.shapes import Shape, make_shapes
+from pelton.bench.load.tally import LoadResult, OnEnd
+from pelton.bench.load.trace import TraceRequest
+from pelton.bench.percentiles import percentile
+from pelton.bench.record import make_record
+from pelton.bench.results import CellResult, ClientLoad, LoadSpec, RequestRecord
+from pelton.bench.summary import empty_cell
 from pelton.bench.target import Target
 
 MIN_FAILURES_TO_STOP = 4
-DECODE_COST_TOKENS = 8  # one decoded token alone takes about as long as so many tokens of a prefill
-
-
-def closed(concurrency: int, num_requests: int) -> LoadSpec:
-    """A closed loop of so many requests."""
-    return LoadSpec(kind="closed", concurrency=concurrency, num_requests=num_requests)
+LEAD_NS = 20_000_000  # from the end of the preparations to time 0 of an open loop
+MAX_PREPARED = 20_000  # requests of a closed loop that goes by time; later ones are made as they are needed
+DEFAULT_MAX_IN_FLIGHT = 4096
+OPEN_WARMUP_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,113 +34,149 @@ class CellSpec:
     prompt_tokens: int
     output_tokens: int
     num_warmup: int
+    """Unmeasured requests at the beginning of each trial."""
     is_stream: bool
+    trace: Sequence[TraceRequest] = ()
+    cancellation_delay_s: float | None = None
+    """Cancelled requests are given up within so long; none: after a random number of chunks."""
+
+    @property
+    def least_prompt_tokens(self) -> int:
+        return min((r.prompt_tokens for r in self.trace), default=self.prompt_tokens)
 
     @property
     def id(self) -> str:
         kind = "" if self.is_stream else "-whole"
-        return f"{self.load.key}-p{self.prompt_tokens}-o{self.output_tokens}{kind}"
+        sizes = "" if self.trace else f"-p{self.prompt_tokens}-o{self.output_tokens}"
+        return f"{self.load.key}{sizes}{kind}"
 
-    @property
-    def concurrency(self) -> int:
-        return self.load.concurrency or 1
+    def empty(self) -> CellResult:
+        """The cell before anything was measured."""
+        return empty_cell(self.id, self.load, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens,
+                          is_stream=self.is_stream, has_fixed_sizes=not self.trace)
 
-    @property
-    def num_requests(self) -> int:
-        return self.load.num_requests or 1
 
-    @property
-    def weight(self) -> float:
-        """Rough cost relative to other cells, in prompt tokens; only shares of a time budget depend on it."""
-        decode = DECODE_COST_TOKENS * self.output_tokens / self.concurrency
-        return (self.num_requests + self.num_warmup) * (self.prompt_tokens + decode)
+def closed(concurrency: int, num_requests: int | None, *, duration_s: float | None = None,
+           cancellation_rate: float = 0.0) -> LoadSpec:
+    """A closed loop, by count or by time."""
+    return LoadSpec(kind="closed", concurrency=concurrency, num_requests=num_requests, duration_s=duration_s,
+                    cancellation_rate=cancellation_rate)
+
+
+def default_warmup(load: LoadSpec) -> int:
+    """One request per slot; two seconds' worth of arrivals; none where the arrivals are given one by one."""
+    if load.kind == "closed":
+        return load.concurrency
+    return max(round(load.rate * OPEN_WARMUP_S), 1) if load.rate else 0
 
 
 @dataclass(frozen=True)
-class CellOutcome:
-    """A measured cell and its requests, warm-up included."""
+class TrialOutcome:
+    """One trial of a cell: its requests, warm-up included, and how it ended."""
 
-    cell: CellResult
     records: list[RequestRecord]
+    client: ClientLoad
+    num_held: int
+    stop_reason: str | None
     was_cancelled: bool
     is_server_failing: bool
     """The server does not answer any more, or not as a server should; further cells make no sense."""
 
 
-async def run_cell(spec: CellSpec, target: Target, *, epoch_ns: int, deadline_ns: int | None = None,
-                   on_end: Callable[[Exchange], None] | None = None) -> CellOutcome:
-    """Measures one cell.
+async def run_trial(spec: CellSpec, target: Target, *, seed: int, trial: int = 0, epoch_ns: int,
+                    deadline_ns: int | None = None, on_end: OnEnd | None = None) -> TrialOutcome:
+    """Measures one trial of a cell.
 
     Args:
+        seed: of the arrivals and cancellations, together with the cell and the trial.
         epoch_ns: beginning of the run on the benchmark's clock.
         deadline_ns: when to start no more requests.
-        on_end: told of every measured exchange as it ends.
+        on_end: told of every exchange as it ends.
     """
-    records: list[RequestRecord] = []
-    load = LoadResult()
-    for is_warmup, num_requests in ((True, spec.num_warmup), (False, spec.num_requests)):
-        prompts = [target.prompts.make(spec.prompt_tokens) for _ in range(num_requests)]
-        dialect = target.dialect
-        requests = [target.client.build("POST", dialect.route, dialect.body(p, stream=spec.is_stream))
-                    for p in prompts]
-        await target.client.open_connections(min(spec.concurrency, num_requests))
-        load = await run_closed_loop(
-            requests, target.client.send, concurrency=spec.concurrency, deadline_ns=deadline_ns,
-            max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, spec.concurrency), on_end=None if is_warmup else on_end)
-        records += [_record(spec, target, exchange, prompts[index], index, is_warmup=is_warmup, epoch_ns=epoch_ns)
-                    for index, exchange in sorted(load.exchanges.items())]
-        if load.was_cancelled or load.is_server_failing:
-            break
-    measured = [r for r in records if not r.is_warmup]
-    cell = summarize_cell(spec, measured, stop_reason=_stop_reason(load, records))
-    return CellOutcome(cell, records, load.was_cancelled, _is_server_failing(load, records, measured))
+    shapes = make_shapes(spec.load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
+                         num_warmup=spec.num_warmup, is_stream=spec.is_stream, trace=spec.trace,
+                         seed=f"{seed}/{spec.id}/{trial}", cancellation_delay_s=spec.cancellation_delay_s)
+    pilot = LoadResult()
+    if spec.load.kind == "closed" and spec.load.num_requests is None:
+        pilot = await _run_pilot(spec, target, deadline_ns)
+        prepared = _prepare(spec, target, itertools.islice(shapes, _num_wanted(spec, pilot)))
+        requests: Iterator[Planned] = itertools.chain(prepared, (_plan(spec, target, shape) for shape in shapes))
+    else:
+        prepared = _prepare(spec, target, shapes)
+        requests = iter(prepared)
+    job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
+    await target.client.open_connections(min(job.concurrency or 1, len(prepared)))
+    result = pilot
+    if not pilot.was_cancelled:
+        job.start_ns = now_ns() + LEAD_NS
+        result = await run_load(job, requests, target.client.send, on_end=on_end)
+        result.sent = pilot.sent + result.sent
+    records = [make_record(planned, exchange, target, cell=spec.id, trial=trial, is_stream=spec.is_stream,
+                           epoch_ns=epoch_ns) for planned, exchange in result.sent]
+    records.sort(key=lambda r: (not r.is_warmup, r.index))
+    return TrialOutcome(records, _client_load([result]), result.num_held, _stop_reason(result, records),
+                        result.was_cancelled, _is_server_failing(result, records))
 
 
-def _stop_reason(load: LoadResult, records: list[RequestRecord]) -> str | None:
-    last = next((r for r in reversed(records) if not r.is_ok), None)
-    if load.is_server_failing and last is not None:
-        return f"{load.stop_reason} ({last.error}: {last.error_message})"
-    return load.stop_reason
+def make_job(load: LoadSpec, *, deadline_ns: int | None, give_up_s: float) -> LoadJob:
+    """The job of a single client process."""
+    concurrency = load.concurrency if load.kind == "closed" else None
+    return LoadJob(concurrency=concurrency, deadline_ns=deadline_ns,
+                   duration_ns=None if load.duration_s is None else round(load.duration_s * 1e9),
+                   max_in_flight=load.max_in_flight or DEFAULT_MAX_IN_FLIGHT, give_up_ns=round(give_up_s * 1e9),
+                   max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, concurrency or 1))
 
 
-def _is_server_failing(load: LoadResult, records: list[RequestRecord], measured: list[RequestRecord]) -> bool:
-    """A server that refuses a request's content (4xx) may well take the next cell's; any other failure stays."""
-    failed_all = bool(measured) and not any(r.is_ok for r in measured)
-    if not (load.is_server_failing or failed_all):
-        return False
-    last = next(r for r in reversed(records) if not r.is_ok)
-    return not (last.error or "").startswith("http_4")
+def _prepare(spec: CellSpec, target: Target, shapes: Iterator[Shape]) -> list[Planned]:
+    return [_plan(spec, target, shape) for shape in shapes]
 
 
-def _record(spec: CellSpec, target: Target, exchange: Exchange, prompt: Prompt, index: int, *, is_warmup: bool,
-            epoch_ns: int) -> RequestRecord:
-    answer = read_answer(exchange, stream=spec.is_stream)
-
-    def since_epoch(stamp_ns: int | None) -> int | None:
-        return None if stamp_ns is None else (stamp_ns - epoch_ns) // 1000
-
-    has_usage = answer.output_tokens is not None
-    content = answer.content_ns
-    return RequestRecord(
-        cell=spec.id, index=index, is_warmup=is_warmup, is_stream=spec.is_stream,
-        requested_prompt_tokens=spec.prompt_tokens,
+def _plan(spec: CellSpec, target: Target, shape: Shape) -> Planned:
+    """Makes a request's prompt and bytes."""
+    prompt = target.prompts.make(shape.prompt_tokens)
+    dialect = dataclasses.replace(target.dialect, output_tokens=shape.output_tokens)
+    return Planned(
+        index=shape.index, is_warmup=shape.is_warmup, due_ns=shape.due_ns, stage=shape.stage,
+        request=target.client.build("POST", dialect.route, dialect.body(prompt, stream=spec.is_stream)),
+        requested_prompt_tokens=shape.prompt_tokens, requested_output_tokens=shape.output_tokens,
         client_prompt_tokens=prompt.num_tokens + target.info.frame_correction_tokens,
-        server_prompt_tokens=answer.prompt_tokens, requested_output_tokens=spec.output_tokens,
-        output_tokens=answer.output_tokens if has_usage else target.count_tokens(answer.text),
-        output_tokens_source="server" if has_usage else "client", cached_tokens=answer.cached_tokens,
-        connect_us=exchange.connect_ns // 1000, was_resent=exchange.was_resent,
-        scheduled_us=since_epoch(exchange.scheduled_ns or exchange.sent_ns), sent_us=since_epoch(exchange.sent_ns),
-        first_byte_us=since_epoch(exchange.response.first_byte_ns),
-        first_chunk_us=since_epoch(answer.first_chunk_ns), first_reasoning_us=since_epoch(answer.first_reasoning_ns),
-        first_content_us=since_epoch(answer.first_content_ns), num_chunks=answer.num_chunks,
-        last_content_us=since_epoch(content[-1]) if content else None, end_us=since_epoch(exchange.end_ns),
-        content_us=[(stamp - exchange.sent_ns) // 1000 for stamp in content], finish_reason=answer.finish_reason,
-        http_status=exchange.response.status or None, error=answer.failure.kind if answer.failure else None,
-        error_message=answer.failure.message if answer.failure else None)
+        cancel_after_events=shape.cancel_after_events, cancel_after_ns=shape.cancel_after_ns)
 
 
-def summarize_cell(spec: CellSpec, measured: list[RequestRecord], *, stop_reason: str | None = None) -> CellResult:
-    """All metrics of a cell's measured requests."""
-    cell = empty_cell(spec.id, spec.load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
-                      is_stream=spec.is_stream)
-    return summarize(msgspec.structs.replace(cell, stop_reason=stop_reason), measured)
+async def _run_pilot(spec: CellSpec, target: Target, deadline_ns: int | None) -> LoadResult:
+    """One request alone, as warm-up: nothing in a batch is answered faster, so it tells how many can be needed."""
+    shape = Shape(index=-1, is_warmup=True, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens)
+    await target.client.open_connections(1)
+    return await run_load(LoadJob(concurrency=1, deadline_ns=deadline_ns), [_plan(spec, target, shape)],
+                          target.client.send)
+
+
+def _num_wanted(spec: CellSpec, pilot: LoadResult) -> int:
+    """Requests that a closed loop can get through in its time."""
+    least_s = min(((e.end_ns - e.sent_ns) / 1e9 for _, e in pilot.sent if e.failure is None), default=1.0)
+    wanted = spec.load.concurrency * (spec.load.duration_s / max(least_s, 1e-4) + 2)
+    return spec.num_warmup + min(round(wanted), MAX_PREPARED)
+
+
+def _client_load(results: Sequence[LoadResult]) -> ClientLoad:
+    lags = sorted(lag for result in results for lag in result.loop_lags_us)
+    return ClientLoad(num_workers=len(results), cpu_share=[round(r.cpu_share, 4) for r in results],
+                      loop_lag_p99_us=percentile(lags, 99) if lags else None,
+                      clock_jump_us=max(r.clock_jump_us for r in results))
+
+
+def _stop_reason(result: LoadResult, records: list[RequestRecord]) -> str | None:
+    last = next((r for r in reversed(records) if r.error is not None), None)
+    if result.is_server_failing and last is not None:
+        return f"{result.stop_reason} ({last.error}: {last.error_message})"
+    return result.stop_reason
+
+
+def _is_server_failing(result: LoadResult, records: list[RequestRecord]) -> bool:
+    """A server that refuses a request's content (4xx) may well take the next cell's; any other failure stays."""
+    measured = [r for r in records if not r.is_warmup]
+    failed_all = bool(measured) and all(r.error is not None for r in measured)
+    if not (result.is_server_failing or failed_all):
+        return False
+    last = next(r for r in reversed(records) if r.error is not None)
+    return not last.error.startswith("http_4")

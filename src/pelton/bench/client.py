@@ -8,6 +8,7 @@ kept open between them. Proxies in the environment are not used: they would be m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import socket
 import ssl
@@ -48,6 +49,10 @@ class Exchange:
     failure: Failure | None = None
     was_resent: bool = False
     """Sent a second time, because the connection of the first closed without a byte of answer."""
+    was_cancelled: bool = False
+    """Given up on purpose in the middle of the answer."""
+    worker: int = 0
+    """The client process that sent it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class _Connection(asyncio.Protocol):
         self._framer: ResponseFramer | None = None
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
+        self._events_left: int | None = None
         self.is_open = False
         self.num_exchanges = 0
 
@@ -117,8 +123,12 @@ class _Connection(asyncio.Protocol):
             self.close()  # bytes nobody asked for
             return
         try:
-            if self._framer.feed(now, data):
+            if self._framer.take(now, data):
                 self._finish(now, None)
+            elif self._events_left is not None:
+                self._events_left -= data.count(b"\ndata:")
+                if self._events_left <= 0:
+                    self.cancel(now)
         except FramingError as error:
             self._finish(now, Failure("protocol", f"not a valid HTTP/1.1 response: {error}"))
 
@@ -132,9 +142,10 @@ class _Connection(asyncio.Protocol):
         else:
             self._finish(now, Failure("dropped", "the server closed the connection before the answer's end"))
 
-    async def exchange(self, request: bytes, exchange: Exchange) -> None:
+    async def exchange(self, request: bytes, exchange: Exchange, cancel_after_events: int | None) -> None:
         """Sends one request and waits until its response, a failure or the caller's patience ends."""
         self._done = asyncio.get_running_loop().create_future()
+        self._events_left = cancel_after_events
         self._framer, self._exchange = ResponseFramer(), exchange
         exchange.response = self._framer.response
         exchange.sent_ns = now_ns()
@@ -147,6 +158,13 @@ class _Connection(asyncio.Protocol):
         if self._framer is not None:
             self._finish(now_ns(), failure)
 
+    def cancel(self, now: int | None = None) -> None:
+        """Gives up the running exchange on purpose."""
+        if self._framer is not None:
+            self._exchange.was_cancelled = True
+            self._finish(now_ns() if now is None else now, None)
+            self.close()
+
     def close(self) -> None:
         self.is_open = False
         if self._transport is not None:
@@ -154,6 +172,8 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, now: int, failure: Failure | None) -> None:
         exchange, done = self._exchange, self._done
+        with contextlib.suppress(FramingError):  # of an answer that did not end as it should
+            self._framer.cut()
         self._framer = self._exchange = self._done = None
         exchange.end_ns, exchange.failure = now, failure
         if failure is not None or not exchange.response.keeps_alive:
@@ -167,7 +187,7 @@ class Client:
 
     def __init__(self, address: Address, *, headers: dict[str, str], timeout_s: float) -> None:
         self.address = address
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         lines = {"Host": address.authority, "Accept-Encoding": "identity", "User-Agent": "pelton-bench", **headers}
         for name, value in lines.items():
             if any(c in value for c in "\r\n"):
@@ -184,30 +204,42 @@ class Client:
             return head + b"\r\n"
         return head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
-    async def send(self, request: bytes, *, timeout_s: float | None = None) -> Exchange:
-        """Sends one built request and collects its answer. Failures are recorded in it, never raised."""
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+    async def send(self, request: bytes, *, timeout_s: float | None = None, cancel_after_events: int | None = None,
+                   cancel_after_ns: int | None = None) -> Exchange:
+        """Sends one built request and collects its answer. Failures are recorded in it, never raised.
+
+        Args:
+            cancel_after_events: give the request up when so many events of its stream have arrived.
+            cancel_after_ns: give it up so long after sending.
+        """
+        cancel = cancel_after_events, cancel_after_ns
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         exchange = Exchange()
         connection = self._take_free()
         if connection is None and (connection := await self._open(exchange, timeout_s)) is None:
             return exchange
         is_reused = connection.num_exchanges > 0
-        await self._run(connection, request, exchange, timeout_s)
+        await self._run(connection, request, exchange, timeout_s, cancel)
         was_dropped = exchange.failure is not None and exchange.failure.kind == "dropped"
         if not (is_reused and was_dropped and exchange.response.first_byte_ns is None):
             return exchange
         # Most likely the server closed an idle connection just as we wrote to it. If not, the audit still tells.
         retry = Exchange(was_resent=True)
         if (connection := await self._open(retry, timeout_s)) is not None:
-            await self._run(connection, request, retry, timeout_s)
+            await self._run(connection, request, retry, timeout_s, cancel)
             retry.connect_ns = retry.sent_ns - exchange.sent_ns
         return retry
 
-    async def _run(self, connection: _Connection, request: bytes, exchange: Exchange, timeout_s: float) -> None:
-        late = Failure("timeout", f"no full answer within {timeout_s:g} s")
-        timer = asyncio.get_running_loop().call_later(timeout_s, connection.give_up, late)
+    async def _run(self, connection: _Connection, request: bytes, exchange: Exchange, timeout_s: float,
+                   cancel: tuple[int | None, int | None]) -> None:
+        loop, (after_events, after_ns) = asyncio.get_running_loop(), cancel
+        if after_ns is not None and after_ns / 1e9 < timeout_s:
+            timer = loop.call_later(after_ns / 1e9, connection.cancel)
+        else:
+            late = Failure("timeout", f"no full answer within {timeout_s:g} s")
+            timer = loop.call_later(timeout_s, connection.give_up, late)
         try:
-            await connection.exchange(request, exchange)
+            await connection.exchange(request, exchange, after_events)
         except asyncio.CancelledError:
             connection.close()
             raise

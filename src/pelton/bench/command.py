@@ -30,11 +30,11 @@ def measure(kind: Literal["serve", "sweep"], options: ServeOptions | SweepOption
     """
     directory = None if options.output_dir is None else prepare_output_dir(options.output_dir)
     keep = None if directory is None else (lambda result: write_result(result, directory))
-    result = execute(Run(kind, options, specs, progress=Progress(is_silent=options.json), keep=keep))
+    result = execute(Run(kind, options, specs, progress=Progress(is_silent=options.prints_json), keep=keep))
     if directory is not None:
         write_result(result, directory)
         write_report(result, directory / "report.html")
-    if options.json:
+    if options.prints_json:
         print_json(_summary(result, directory))
     else:
         print_result(make_console(), result)

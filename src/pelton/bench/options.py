@@ -1,4 +1,4 @@
-"""Options of `pelton bench serve`, `sweep` and `report`, as frozen dataclasses.
+"""Options of `pelton bench serve`, `sweep` and `report`, as frozen dataclasses; those of the load are beside it.
 
 The command line makes its options from these classes; a default stands here and nowhere else.
 """
@@ -6,24 +6,12 @@ The command line makes its options from these classes; a default stands here and
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from pelton.errors import ConfigError
+from pelton.bench.load.options import LoadOptions, require, require_list
 
 Endpoint = Literal["chat", "completions"]
-
-
-def _require(ok: bool, name: str, value: object, want: str) -> None:
-    if not ok:
-        raise ConfigError(f"{name} must be {want}, got {value!r}")
-
-
-def _require_counts(name: str, values: tuple[int, ...]) -> None:
-    _require(len(values) >= 1, name, values, "at least one number")
-    for value in values:
-        _require(value >= 1, name, value, "at least 1")
-    _require(len(set(values)) == len(values), name, values, "a list without repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +20,19 @@ class TargetOptions:
 
     url: str
     """Address of an OpenAI-compatible server, for example http://127.0.0.1:8000; `/v1` is added when missing."""
-    model: str | None = None
+    model: str | None = field(default=None, metadata={"aliases": ("-m",)})
     """Name of the served model; none: the only one that /v1/models lists."""
-    endpoint: Endpoint = "chat"
+    endpoint: Endpoint = field(default="chat", metadata={"aliases": ("--endpoint-type",)})
     """Route to measure: chat completions (prompt sizes include the chat template) or completions."""
     tokenizer: str | None = None
     """Directory with the served model's tokenizer.json, or pelton-tiny; none: asked of the server (Pelton only)."""
     token_ids: bool = False
     """Send prompts as token ids instead of text (completions only): exact whatever the tokenizer, no template."""
-    output_tokens: int = 64
-    """Tokens each request asks for."""
     fixed_output: bool = True
     """Ask for exactly output_tokens (ignore_eos, min_tokens) where the server takes these fields; the result says."""
     temperature: float = 0.0
     """Sampling temperature of the requests."""
-    num_requests: int = 32
-    """Measured requests per cell."""
-    num_warmup: int | None = None
-    """Unmeasured requests before each cell, at the cell's concurrency; none: one per slot."""
-    seed: int | None = None
+    seed: int | None = field(default=None, metadata={"aliases": ("--random-seed",)})
     """Seed of the prompts; none: a fresh one per run, so that no run meets prompts a server has cached."""
     request_timeout: float = 300.0
     """Seconds after which a request without its full answer counts as failed."""
@@ -58,58 +40,70 @@ class TargetOptions:
     """Sent as `Authorization: Bearer KEY`; none: the environment variable OPENAI_API_KEY when set."""
     json: bool = False
     """Print one JSON object instead of tables, and no progress."""
+    output_format: Literal["table", "json"] = "table"
+    """json is the same as the option json."""
+
+    @property
+    def prints_json(self) -> bool:
+        return self.json or self.output_format == "json"
 
     def __post_init__(self) -> None:
-        _require(bool(self.url.strip()), "url", self.url, "the address of a server, such as http://127.0.0.1:8000")
-        _require(self.output_tokens >= 1, "output_tokens", self.output_tokens, "at least 1")
-        _require(self.num_requests >= 1, "num_requests", self.num_requests, "at least 1")
-        _require(self.num_warmup is None or self.num_warmup >= 0, "num_warmup", self.num_warmup, "0 or more")
-        _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature,
+        require(bool(self.url.strip()), "url", self.url, "the address of a server, such as http://127.0.0.1:8000")
+        require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature,
                  "0 or more")
-        _require(math.isfinite(self.request_timeout) and self.request_timeout > 0, "request_timeout",
+        require(math.isfinite(self.request_timeout) and self.request_timeout > 0, "request_timeout",
                  self.request_timeout, "above 0 seconds")
-        _require(not self.token_ids or self.endpoint == "completions", "token_ids", self.token_ids,
+        require(not self.token_ids or self.endpoint == "completions", "token_ids", self.token_ids,
                  "off unless endpoint is completions (chat takes no token ids)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(TargetOptions):
+class ServeOptions(LoadOptions, TargetOptions):
     """`pelton bench serve`: one prompt size, without and with streaming, at each concurrency."""
 
     concurrency: tuple[int, ...] = (1, 4)
     """Requests kept in flight, one table row each."""
-    prompt_tokens: int = 128
+    prompt_tokens: int = field(default=128, metadata={"aliases": ("--synthetic-input-tokens-mean",)})
     """Tokens of each prompt as the server counts them, chat template included."""
+    output_tokens: int = field(default=64, metadata={"aliases": ("--output-tokens-mean",)})
+    """Tokens each request asks for."""
     output_dir: str | None = None
     """Directory for results.json, requests.csv, cells.csv and report.html; none: only print."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_counts("concurrency", self.concurrency)
-        _require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "at least 1")
+        TargetOptions.__post_init__(self)
+        LoadOptions.__post_init__(self)
+        require_list("concurrency", self.concurrency, least=1)
+        require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "at least 1")
+        require(self.output_tokens >= 1, "output_tokens", self.output_tokens, "at least 1")
+        require(self.trace is None, "trace", self.trace, "given to sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(TargetOptions):
+class SweepOptions(LoadOptions, TargetOptions):
     """`pelton bench sweep`: every concurrency with every prompt size, streaming."""
 
     concurrency: tuple[int, ...] = (1, 2, 4, 8)
     """Requests kept in flight."""
-    prompt_tokens: tuple[int, ...] = (16, 64, 256, 900)
+    prompt_tokens: tuple[int, ...] = field(default=(16, 64, 256, 900),
+                                           metadata={"aliases": ("--synthetic-input-tokens-mean",)})
     """Tokens of each prompt as the server counts them, chat template included."""
-    output_dir: str = "bench-results"
+    output_tokens: tuple[int, ...] = field(default=(64,), metadata={"aliases": ("--output-tokens-mean",)})
+    """Tokens each request asks for."""
+    output_dir: str = field(default="bench-results", metadata={"aliases": ("--artifact-dir",)})
     """Directory for results.json, requests.csv, cells.csv and report.html."""
     duration_budget: float | None = None
     """Seconds for the whole sweep, shared out over its cells by size; a cell that spends its share starts no more
     requests and is marked cut short."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_counts("concurrency", self.concurrency)
-        _require_counts("prompt_tokens", self.prompt_tokens)
-        _require(bool(self.output_dir), "output_dir", self.output_dir, "a directory")
+        TargetOptions.__post_init__(self)
+        LoadOptions.__post_init__(self)
+        for name in ("concurrency", "prompt_tokens", "output_tokens"):
+            require_list(name, getattr(self, name), least=1)
+        require(bool(self.output_dir), "output_dir", self.output_dir, "a directory")
         budget = self.duration_budget
-        _require(budget is None or (math.isfinite(budget) and budget > 0), "duration_budget", budget,
+        require(budget is None or (math.isfinite(budget) and budget > 0), "duration_budget", budget,
                  "above 0 seconds")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -276,6 +276,8 @@ class ClientLoad(Record, kw_only=True):
     """CPU time over wall time, one per worker; 1 is a whole core."""
     loop_lag_p99_us: float | None = None
     """How late the event loop woke from its timers, P99 over all workers; none when it was not measured."""
+    clock_jump_us: int = 0
+    """By how much the wall clock moved against the monotonic one, at most."""
     calibration: ClientError | None = None
     """The client's error at the nearest number of streams, measured before the run; none when it was not."""
 
@@ -319,6 +321,8 @@ class CellResult(Record, kw_only=True):
     """Failed measured requests by kind."""
     num_cancelled: int = 0
     """Measured requests that the client gave up on purpose."""
+    num_held: int = 0
+    """Requests of an open loop, warm-up included, that waited because max_in_flight were in flight."""
     status: Status = "complete"
     stop_reason: str | None = None
     """Why the cell has fewer requests than asked for."""
@@ -356,6 +360,21 @@ class Series(Record, kw_only=True):
     values: list[float]
 
 
+class HardwareFacts(Record, kw_only=True):
+    """What serves and what is served, to hold figures against the hardware's limits."""
+
+    gpu: str
+    """As `pelton plan --gpu` takes it; cpu for the machine the benchmark runs on."""
+    num_gpus: int = 1
+    """That share one replica of the model (tensor parallelism)."""
+    model: dict[str, Any]
+    """`pelton.config.ModelConfig`, field by field."""
+    weight_dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    source: Literal["options", "server"]
+    """Who said so."""
+
+
 class Analysis(Record, kw_only=True):
     """What is computed from the records besides what was measured; a stored result can be given another."""
 
@@ -363,6 +382,8 @@ class Analysis(Record, kw_only=True):
     """Latency metric -> most milliseconds a request may take to count as good."""
     price_per_hour: float | None = None
     """Of the machine the server runs on, in any currency."""
+    hardware: HardwareFacts | None = None
+    """None: figures are not held against limits."""
 
 
 NO_ANALYSIS = Analysis()

@@ -1,35 +1,41 @@
-"""A run: open the target, measure the cells one after another, audit, keep what there is whatever happens."""
+"""A run: open the target, measure the trials of all cells in turn, audit, keep what there is whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import secrets
 import shlex
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
 from pelton.bench import prompts
 from pelton.bench.audit import audit
-from pelton.bench.cell import CellOutcome, CellSpec, closed, run_cell
-from pelton.bench.client import allow_connections, now_ns
+from pelton.bench.budget import Budget
+from pelton.bench.cell import DEFAULT_MAX_IN_FLIGHT, CellSpec, TrialOutcome, run_trial
+from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
+from pelton.bench.load.plan import Planned
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
 from pelton.bench.progress import Progress
-from pelton.bench.results import SCHEMA, CellResult, RequestRecord, RunResult, Workload
+from pelton.bench.results import SCHEMA, CellResult, LoadSpec, RequestRecord, RunResult, Workload
+from pelton.bench.summary import summarize
 from pelton.bench.target import Target, open_target
 from pelton.errors import ServerError
 
 Keep = Callable[[RunResult], None]
+T = TypeVar("T")
+MOST_OPEN_CONNECTIONS = 512  # an open loop opens more when it has to, as far as the limit of files allows
 
 
 class Run:
-    """The cells of one command, measured in order."""
+    """The cells of one command, measured in order; the trials of all cells are interleaved."""
 
-    def __init__(self, kind: Literal["serve", "sweep"], options: ServeOptions | SweepOptions,
+    def __init__(self, kind: Literal["serve", "sweep", "search"], options: ServeOptions | SweepOptions,
                  specs: Sequence[CellSpec], *, progress: Progress, keep: Keep | None = None) -> None:
         """`keep` is given the result so far after every cell, so that a crash loses one cell at most."""
         self._kind = kind
@@ -39,7 +45,7 @@ class Run:
         self._keep = keep
         self._environment = describe_environment(command_line(kind, options))
         self._seed = secrets.randbits(32) if options.seed is None else options.seed
-        self._cells: list[CellResult] = []
+        self._cells: dict[str, CellResult] = {}
         self._requests: list[RequestRecord] = []
         self._skipped: list[str] = []
         self._stop_reason: str | None = None
@@ -50,55 +56,111 @@ class Run:
         Raises:
             PeltonError: nothing could be measured at all.
         """
-        allow_connections(max(spec.concurrency for spec in self._specs))
+        allow_connections(max(_num_connections(spec.load) for spec in self._specs))
         target = await open_target(self._options, seed=self._seed)
         for spec in self._specs:
-            target.prompts.check(spec.prompt_tokens)
+            target.prompts.check(spec.least_prompt_tokens)
         start_ns = now_ns()
-        budget = getattr(self._options, "duration_budget", None)
-        end_ns = None if budget is None else start_ns + round(budget * 1e9)
-        self._progress.start(len(self._specs), target.info)
+        seconds = getattr(self._options, "duration_budget", None)
+        budget = Budget(None if seconds is None else start_ns + round(seconds * 1e9))
+        todo = [(trial, spec) for trial in range(self._options.num_trials) for spec in self._specs]
+        self._progress.start(len(todo), target.info)
         try:
-            for number, spec in enumerate(self._specs):
-                if self._stop_reason is not None or not self._has_time(end_ns, number):
-                    self._skipped.append(spec.id)
+            for number, (trial, spec) in enumerate(todo):
+                if self._stop_reason is not None or (number and not budget.has_time()):
+                    self._skip(spec)
                     continue
+                deadline_ns = budget.deadline_ns([spec for _, spec in todo[number:]])
                 try:
-                    await self._measure_cell(spec, target, start_ns, _deadline(end_ns, self._specs[number:]))
+                    await self._measure_trial(spec, trial, target, start_ns, deadline_ns, budget)
                 except asyncio.CancelledError:  # Ctrl-C between two loads; within one, the load keeps what has ended
                     self._stop_reason = "interrupted"
-                    self._skipped.append(spec.id)
-                if self._keep is not None and number + 1 < len(self._specs):
+                    self._skip(spec)
+                if self._keep is not None and number + 1 < len(todo):
                     self._keep(self._result(target, start_ns, is_running=True))
         finally:
             self._progress.stop()
             target.client.close()
         return self._result(target, start_ns)
 
-    def _has_time(self, end_ns: int | None, number: int) -> bool:
-        return number == 0 or end_ns is None or now_ns() < end_ns
+    def _skip(self, spec: CellSpec) -> None:
+        """A cell that had no trial at all is skipped; one that had some says how many."""
+        if spec.id not in self._cells and spec.id not in self._skipped:
+            self._skipped.append(spec.id)
 
-    async def _measure_cell(self, spec: CellSpec, target: Target, start_ns: int, deadline_ns: int | None) -> None:
+    async def _measure_trial(self, spec: CellSpec, trial: int, target: Target, start_ns: int,
+                             deadline_ns: int | None, budget: Budget) -> None:
         self._progress.cell_started(spec)
-        outcome: CellOutcome = await run_cell(spec, target, epoch_ns=start_ns, deadline_ns=deadline_ns,
-                                              on_end=self._progress.request_ended)
-        self._cells.append(outcome.cell)
+        began_ns = now_ns()
+        outcome: TrialOutcome = await run_trial(spec, target, seed=self._seed, trial=trial, epoch_ns=start_ns,
+                                                deadline_ns=deadline_ns, on_end=self._count)
+        wanted = (spec.load.num_requests or 1) + spec.num_warmup
+        budget.learn(spec, (now_ns() - began_ns) / 1e9, min(len(outcome.records) / wanted, 1.0))
         self._requests += outcome.records
+        cell = join_trial(self._cells.get(spec.id, spec.empty()), outcome, trial)
+        self._cells[spec.id] = summarize(cell, [r for r in self._requests if r.cell == spec.id and not r.is_warmup])
         if outcome.was_cancelled:
             self._stop_reason = "interrupted"
         elif outcome.is_server_failing:
             self._stop_reason = f"the server failed in cell {spec.id}: {_failure_line(outcome)}"
-        self._progress.cell_ended(outcome.cell)
+        self._progress.cell_ended(self._cells[spec.id])
+
+    def _count(self, planned: Planned, exchange: Exchange) -> None:
+        if not planned.is_warmup:
+            self._progress.request_ended(exchange)
 
     def _result(self, target: Target, start_ns: int, *, is_running: bool = False) -> RunResult:
-        is_whole = not is_running and not self._skipped and all(c.status == "complete" for c in self._cells)
+        cells = list(self._cells.values())
+        num_trials = self._options.num_trials
+        is_whole = not is_running and not self._skipped and all(
+            c.status == "complete" and c.num_trials == num_trials for c in cells)
         result = RunResult(
             schema=SCHEMA, kind=self._kind, status="complete" if is_whole else "partial",
             stop_reason="not ended yet" if is_running else self._stop_reason, environment=self._environment,
-            target=target.info, workload=_workload(self._options, self._seed, target),
-            duration_s=(now_ns() - start_ns) / 1e9, cells=list(self._cells), skipped_cells=list(self._skipped),
+            target=target.info, workload=self._workload(target),
+            duration_s=(now_ns() - start_ns) / 1e9, cells=cells, skipped_cells=list(self._skipped),
             findings=[], metrics=[m.describe() for m in all_metrics()], requests=list(self._requests))
         return msgspec.structs.replace(result, findings=audit(result))
+
+    def _workload(self, target: Target) -> Workload:
+        options = self._options
+        return Workload(
+            loads=_distinct(spec.load for spec in self._specs),
+            prompt_tokens=_distinct(spec.prompt_tokens for spec in self._specs),
+            output_tokens=_distinct(spec.output_tokens for spec in self._specs), num_warmup=options.num_warmup,
+            num_trials=options.num_trials, temperature=options.temperature, fixed_output=options.fixed_output,
+            seed=self._seed, request_timeout_s=options.request_timeout,
+            duration_budget_s=getattr(options, "duration_budget", None), prompts=prompts.DESCRIPTION,
+            first_tokens_unique=target.prompts.first_tokens_unique)
+
+
+def _distinct(items: Iterable[T]) -> list[T]:
+    """Without repeats, in order of first appearance."""
+    found: list[T] = []
+    for item in items:
+        if item not in found:
+            found.append(item)
+    return found
+
+
+def _num_connections(load: LoadSpec) -> int:
+    """File descriptors that a load may need at once."""
+    if load.kind == "closed":
+        return load.concurrency
+    return min(load.max_in_flight or DEFAULT_MAX_IN_FLIGHT, MOST_OPEN_CONNECTIONS)
+
+
+def join_trial(cell: CellResult, outcome: TrialOutcome, trial: int) -> CellResult:
+    """The cell with one more trial: of the client's load the worst, of reasons to stop the first."""
+    client = outcome.client
+    if cell.client is not None:
+        lags = [c.loop_lag_p99_us for c in (cell.client, client) if c.loop_lag_p99_us is not None]
+        shares = [max(pair) for pair in itertools.zip_longest(cell.client.cpu_share, client.cpu_share, fillvalue=0.0)]
+        client = msgspec.structs.replace(client, num_workers=max(cell.client.num_workers, client.num_workers),
+                                         cpu_share=shares, loop_lag_p99_us=max(lags, default=None),
+                                         clock_jump_us=max(cell.client.clock_jump_us, client.clock_jump_us))
+    return msgspec.structs.replace(cell, num_trials=trial + 1, client=client, num_held=cell.num_held + outcome.num_held,
+                                   stop_reason=cell.stop_reason or outcome.stop_reason)
 
 
 def execute(run: Run) -> RunResult:
@@ -122,17 +184,9 @@ def raise_if_failed(result: RunResult, kept_in: str | None) -> None:
         raise ServerError(f"every request failed in cell {', '.join(c.id for c in refused)}: {reason}{place}")
 
 
-def _failure_line(outcome: CellOutcome) -> str:
-    last = next(r for r in reversed(outcome.records) if not r.is_ok)
+def _failure_line(outcome: TrialOutcome) -> str:
+    last = next(r for r in reversed(outcome.records) if r.error is not None)
     return f"{last.error} ({last.error_message})"
-
-
-def _deadline(end_ns: int | None, specs: Sequence[CellSpec]) -> int | None:
-    """When the first of these cells must stop: its share of the time left by weight; what it saves goes to the rest."""
-    if end_ns is None:
-        return None
-    now = now_ns()
-    return now + round(max(end_ns - now, 0) * specs[0].weight / sum(spec.weight for spec in specs))
 
 
 def command_line(kind: str, options: TargetOptions) -> str:
@@ -140,7 +194,7 @@ def command_line(kind: str, options: TargetOptions) -> str:
     words = ["pelton", "bench", kind, options.url]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name in ("url", "api_key", "json") or value == field.default:
+        if field.name in ("url", "api_key", "json", "output_format") or value == field.default:
             continue
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -148,14 +202,3 @@ def command_line(kind: str, options: TargetOptions) -> str:
         else:
             words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
-
-
-def _workload(options: ServeOptions | SweepOptions, seed: int, target: Target) -> Workload:
-    sizes = options.prompt_tokens
-    return Workload(
-        loads=[closed(c, options.num_requests) for c in options.concurrency],
-        prompt_tokens=[sizes] if isinstance(sizes, int) else list(sizes), output_tokens=[options.output_tokens],
-        num_warmup=options.num_warmup,
-        temperature=options.temperature, fixed_output=options.fixed_output, seed=seed,
-        request_timeout_s=options.request_timeout, duration_budget_s=getattr(options, "duration_budget", None),
-        prompts=prompts.DESCRIPTION, first_tokens_unique=target.prompts.first_tokens_unique)

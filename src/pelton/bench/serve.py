@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pelton.bench.cell import CellSpec, closed
+from pelton.bench.cell import CellSpec, default_warmup
 from pelton.bench.command import measure
 from pelton.bench.options import ServeOptions
 
@@ -13,9 +13,8 @@ def run_serve(options: ServeOptions) -> int:
     Raises:
         PeltonError: wrong options, or the server failed.
     """
-    specs = [CellSpec(load=closed(concurrency, options.num_requests), prompt_tokens=options.prompt_tokens,
-                      output_tokens=options.output_tokens,
-                      num_warmup=concurrency if options.num_warmup is None else options.num_warmup,
-                      is_stream=is_stream)
-             for is_stream in (False, True) for concurrency in options.concurrency]
+    specs = [CellSpec(load=load, prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
+                      num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
+                      is_stream=is_stream, cancellation_delay_s=options.cancellation_delay)
+             for is_stream in (False, True) for load in options.loads(options.concurrency)]
     return measure("serve", options, specs)

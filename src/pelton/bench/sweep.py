@@ -1,23 +1,47 @@
-"""`pelton bench sweep`: every concurrency with every prompt size, streaming, and the report of it."""
+"""`pelton bench sweep`: every load with every prompt and output size, streaming, and the report of it."""
 
 from __future__ import annotations
 
-from pelton.bench.cell import CellSpec, closed
+import itertools
+from pathlib import Path
+
+from pelton.bench.cell import CellSpec, default_warmup
 from pelton.bench.command import measure
+from pelton.bench.load.trace import read_trace
 from pelton.bench.options import SweepOptions
 
 
 def run_sweep(options: SweepOptions) -> int:
-    """Measures the cells, cheap ones first, and writes results.json, requests.csv, cells.csv and report.html.
+    """Measures the cells and writes results.json, requests.csv, cells.csv and report.html. Returns the exit status.
 
     Raises:
         PeltonError: wrong options, an unwritable output_dir, or the server failed; what was measured is kept.
     """
-    pairs = sorted((concurrency * prompt_tokens, prompt_tokens, concurrency)
-                   for concurrency in options.concurrency for prompt_tokens in options.prompt_tokens)
-    # Cheap cells first: what they leave of a time budget goes to the dear ones.
-    specs = [CellSpec(load=closed(concurrency, options.num_requests), prompt_tokens=prompt_tokens,
-                      output_tokens=options.output_tokens, is_stream=True,
-                      num_warmup=concurrency if options.num_warmup is None else options.num_warmup)
-             for _, prompt_tokens, concurrency in pairs]
-    return measure("sweep", options, specs)
+    return measure("sweep", options, sweep_specs(options))
+
+
+def sweep_specs(options: SweepOptions) -> list[CellSpec]:
+    """The cells, cheap ones first: what they leave of a time budget goes to the dear ones.
+
+    Raises:
+        ConfigError: stages or trace cannot be read.
+    """
+    loads = options.loads(options.concurrency)
+    if options.trace is not None:
+        trace = read_trace(Path(options.trace).expanduser())[: options.num_requests]
+        prompt_tokens, output_tokens = (round(sum(sizes) / len(trace)) for sizes in (
+            [r.prompt_tokens for r in trace], [r.output_tokens for r in trace]))
+        return [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens, is_stream=True,
+                         num_warmup=options.num_warmup or 0, trace=trace,
+                         cancellation_delay_s=options.cancellation_delay) for load in loads]
+    specs = [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens, is_stream=True,
+                      num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
+                      cancellation_delay_s=options.cancellation_delay)
+             for load, prompt_tokens, output_tokens in itertools.product(loads, options.prompt_tokens,
+                                                                         options.output_tokens)]
+    return sorted(specs, key=_cost)
+
+
+def _cost(spec: CellSpec) -> tuple[float, ...]:
+    level = spec.load.concurrency or spec.load.rate or 0.0
+    return level * spec.prompt_tokens, spec.prompt_tokens, level, spec.output_tokens

@@ -69,8 +69,7 @@ async def open_target(options: TargetOptions, *, seed: int) -> Target:
     version = await _version(client)
     client.close()
     return Target(
-        client=client, dialect=dataclasses.replace(probe.dialect, output_tokens=options.output_tokens),
-        prompts=prompts, tokenizer=tokenizer,
+        client=client, dialect=probe.dialect, prompts=prompts, tokenizer=tokenizer,
         info=TargetInfo(
             url=address.url, model=model, endpoint=options.endpoint, sends_token_ids=options.token_ids,
             tokenizer=str(directory), template_tokens=prompts.template_tokens, frame_correction_tokens=correction,
@@ -191,7 +190,7 @@ class _Probe:
         self._options = options
         self._prompts = prompts
         self.dialect = Dialect(model=model, endpoint=options.endpoint, temperature=options.temperature,
-                               output_tokens=min(PROBE_OUTPUT_TOKENS, options.output_tokens))
+                               output_tokens=PROBE_OUTPUT_TOKENS)
         self.reports_usage = False
         self.reports_stream_usage = False
         self.server_header: str | None = None

@@ -29,6 +29,25 @@ def test_any_cut_gives_the_same_body(whole, data):
     assert [stamp for stamp, _ in framer.response.pieces] == sorted(stamp for stamp, _ in framer.response.pieces)
 
 
+@pytest.mark.parametrize("whole", [LENGTH, CHUNKED, INTERIM])
+@given(data=st.data())
+def test_lazy_cutting_finds_the_same_pieces_and_the_same_end(whole, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)]) if a < b]
+    eager, ends = feed(pieces)
+    lazy = ResponseFramer()
+    assert [lazy.take(stamp, piece) for stamp, piece in enumerate(pieces)] == ends
+    assert lazy.response == eager.response
+
+
+def test_lazy_cutting_keeps_what_arrived_of_a_broken_answer():
+    lazy = ResponseFramer()
+    lazy.take(1, CHUNKED[:60])
+    lazy.take(2, CHUNKED[60:70])
+    lazy.cut()
+    assert lazy.response.body == feed([CHUNKED[:60], CHUNKED[60:70]])[0].response.body == b"hello wo"
+
+
 def test_each_piece_keeps_the_stamp_of_its_arrival():
     framer = ResponseFramer()
     framer.feed(10, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

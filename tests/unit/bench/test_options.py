@@ -1,13 +1,14 @@
+import argparse
 import dataclasses
 
 import pytest
-from helpers.bench import spec
 
-from pelton.bench.client import now_ns
 from pelton.bench.options import ReportOptions, ServeOptions, SweepOptions
-from pelton.bench.run import _deadline, command_line
+from pelton.bench.results import LoadSpec, LoadStage
+from pelton.bench.run import command_line
 from pelton.config import field_docs
 from pelton.errors import ConfigError
+from pelton.options import add_options, read_options
 
 
 @pytest.mark.parametrize("cls", [ServeOptions, SweepOptions, ReportOptions])
@@ -19,10 +20,15 @@ def test_every_field_is_explained(cls):
 @pytest.mark.parametrize(("changes", "field"), [
     ({"url": " "}, "url"), ({"concurrency": ()}, "concurrency"), ({"concurrency": (0,)}, "concurrency"),
     ({"concurrency": (2, 2)}, "concurrency"), ({"prompt_tokens": (-1,)}, "prompt_tokens"),
-    ({"output_tokens": 0}, "output_tokens"), ({"num_requests": 0}, "num_requests"), ({"num_warmup": -1}, "num_warmup"),
+    ({"output_tokens": (0,)}, "output_tokens"), ({"num_requests": 0}, "num_requests"),
+    ({"num_warmup": -1}, "num_warmup"),
     ({"temperature": -1.0}, "temperature"), ({"temperature": float("nan")}, "temperature"),
     ({"request_timeout": 0.0}, "request_timeout"), ({"duration_budget": 0.0}, "duration_budget"),
-    ({"token_ids": True}, "token_ids"), ({"output_dir": ""}, "output_dir")])
+    ({"token_ids": True}, "token_ids"), ({"num_trials": 0}, "num_trials"), ({"request_rate": (0.0,)}, "request_rate"),
+    ({"burstiness": 0.0}, "burstiness"), ({"arrivals": "gamma"}, "burstiness"), ({"max_in_flight": 0}, "max_in_flight"),
+    ({"cancellation_rate": 1.5}, "cancellation_rate"), ({"measurement_duration": 0.0}, "measurement_duration"),
+    ({"trace_speed_up": 0.0}, "trace_speed_up"), ({"stages": "1:1", "trace": "x"}, "stages and trace"),
+    ({"output_dir": ""}, "output_dir")])
 def test_wrong_values_name_their_field(changes, field):
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         SweepOptions(**{"url": "http://x", **changes})
@@ -34,10 +40,30 @@ def test_command_line_repeats_the_run_without_the_key():
     assert command_line("sweep", options) == words
 
 
-def test_budget_is_shared_out_by_size_and_savings_go_on():
-    small, large = spec(concurrency=8, prompt_tokens=16), spec(concurrency=1, prompt_tokens=900)
-    start = now_ns()
-    share = _deadline(start + 1_000_000_000, [small, large]) - start
-    assert 0 < share < 500_000_000
-    assert _deadline(start + 10**9, [large]) == pytest.approx(start + 10**9, abs=10)
-    assert _deadline(None, [small]) is None
+def test_genai_perfs_names_are_understood():
+    parser = argparse.ArgumentParser()
+    add_options(parser, SweepOptions, positional=("url",))
+    words = ("http://x -m tiny --request-count 5 --synthetic-input-tokens-mean 9 --output-tokens-mean 3 "
+             "--random-seed 4 --artifact-dir d --output-format json --request-rate 2.5 --measurement-duration 9")
+    options = read_options(SweepOptions, parser.parse_args(words.split()))
+    assert (options.model, options.num_requests) == ("tiny", 5)
+    assert (options.prompt_tokens, options.output_tokens) == ((9,), (3,))
+    assert (options.seed, options.output_dir, options.prints_json) == (4, "d", True)
+    assert (options.request_rate, options.measurement_duration) == ((2.5,), 9.0)
+
+
+@pytest.mark.parametrize(("changes", "loads"), [
+    ({"concurrency": (2,)}, [LoadSpec(kind="closed", concurrency=2, num_requests=32)]),
+    ({"concurrency": (2,), "measurement_duration": 9.0}, [LoadSpec(kind="closed", concurrency=2, duration_s=9.0)]),
+    ({"request_rate": (1.0, 2.0), "num_requests": 7, "cancellation_rate": 0.1},
+     [LoadSpec(kind="poisson", rate=rate, num_requests=7, max_in_flight=4096, cancellation_rate=0.1)
+      for rate in (1.0, 2.0)]),
+    ({"request_rate": (1.0,), "burstiness": 0.5},
+     [LoadSpec(kind="gamma", rate=1.0, burstiness=0.5, num_requests=32, max_in_flight=4096)]),
+    ({"stages": "5:2"}, [LoadSpec(kind="stages", max_in_flight=4096, stages=[
+        LoadStage(name="1: 5/s", rate=5, end_rate=5, duration_s=2)])]),
+    ({"trace": "t.jsonl", "trace_speed_up": 2.0},
+     [LoadSpec(kind="trace", trace="t.jsonl", speed_up=2.0, max_in_flight=4096)])])
+def test_loads_that_are_asked_for(changes, loads):
+    options = SweepOptions(url="http://x", **changes)
+    assert options.loads(options.concurrency) == loads

@@ -1,0 +1,82 @@
+"""Runs one process's part of a load and watches the process while it does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from pelton.bench.client import Exchange, now_ns
+from pelton.bench.load.closed_loop import run_closed_loop
+from pelton.bench.load.open_loop import run_open_loop
+from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.tally import LoadResult, OnEnd, Tally
+from pelton.bench.load.unit import Unit
+
+LAG_INTERVAL_S = 0.02
+U = TypeVar("U", bound=Unit)
+
+
+class Send(Protocol):
+    """How a request is sent; `Client.send` is one."""
+
+    def __call__(self, request: bytes, *, cancel_after_events: int | None = None,
+                 cancel_after_ns: int | None = None) -> Awaitable[Exchange]: ...
+
+
+async def run_load(job: LoadJob, requests: Iterable[Planned], send: Send, *, on_end: OnEnd | None = None) -> LoadResult:
+    """Sends the requests as the job says. `on_end` is told of each as it ends.
+
+    A cancelled load returns what had ended; requests in flight are lost and not counted.
+    """
+    async def perform(planned: Planned, scheduled_ns: int) -> None:
+        exchange = await send(planned.request, cancel_after_events=planned.cancel_after_events,
+                              cancel_after_ns=planned.cancel_after_ns)
+        tally.ended(planned, exchange, scheduled_ns)
+
+    tally = Tally(job, on_end=on_end)
+    return await drive(job, requests, perform, tally)
+
+
+async def drive(job: LoadJob, units: Iterable[U], perform: Callable[[U, int], Awaitable[None]],
+                tally: Tally) -> LoadResult:
+    """Runs units of any kind through the loop that the job asks for."""
+    result = tally.result
+    with _no_garbage_collection():
+        lag = asyncio.create_task(_watch_lag(result.loop_lags_us))
+        start_ns, start_cpu, clock_offset_ns = now_ns(), time.process_time(), time.time_ns() - now_ns()
+        try:
+            if job.concurrency is not None:
+                await run_closed_loop(iter(units), perform, concurrency=job.concurrency, tally=tally)
+            else:
+                await run_open_loop(iter(units), perform, job=job, tally=tally)
+        except asyncio.CancelledError:
+            result.was_cancelled = True
+            result.stop_reason = "interrupted"
+        finally:
+            lag.cancel()
+        result.clock_jump_us = abs(time.time_ns() - now_ns() - clock_offset_ns) // 1000
+        result.cpu_share = (time.process_time() - start_cpu) / max((now_ns() - start_ns) / 1e9, 1e-9)
+    return result
+
+
+async def _watch_lag(lags_us: list[float]) -> None:
+    """Records how late the event loop wakes this task, which is how late it may read a socket."""
+    while True:
+        due_ns = now_ns() + round(LAG_INTERVAL_S * 1e9)
+        await asyncio.sleep(LAG_INTERVAL_S)
+        lags_us.append(max(now_ns() - due_ns, 0) / 1e3)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pauses of the collector would show as latency; what it would free is freed between loads."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
