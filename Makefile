@@ -41,7 +41,7 @@ serve: setup ## serve MODEL on PORT: make serve MODEL=Qwen/Qwen2.5-0.5B-Instruct
 bench: setup ## sweep the server at URL (make serve, in another terminal); the report goes to out/bench
 	@$(BIN)/pelton bench sweep $(URL) --output-dir out/bench $(BENCH_ARGS)
 
-bench-gpu: setup ## figures of one GPU against its limit (ONLY=decode,offline,prefill), to results/nvidia-h200 on an H200
+bench-gpu: setup ## figures of one GPU against its limit (ONLY=decode,offline,prefill,ttft,streams,start), to results/nvidia-h200 on an H200
 	@$(BIN)/python benchmarks/gpu_serve.py $(if $(ONLY),--only $(ONLY)) $(BENCH_GPU_ARGS) \
 	  --output results/$(GPU_NAME)/$$(date +%F)-gpu$(if $(ONLY),-$(subst $(comma),-,$(ONLY))).json
 

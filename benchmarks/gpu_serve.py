@@ -1,13 +1,15 @@
-"""What one GPU reaches of its limit: decode by batch, all requests queued at once, prefill of one long prompt.
-
-Weights are made up on the device (normal, different in each tensor), prompts are random and distinct, the prefix cache
-is off, end-of-sequence is ignored; greedy at batch 1 and temperature 1 above. Decode-only rates are
-batch x 128 / (t(129 output tokens) - t(1 output token)) with prompts of 128 tokens.
+"""What one GPU reaches of its limit: `make bench-gpu`, all parts of it in one file.
 
     python benchmarks/gpu_serve.py --only decode,prefill --models llama-3.1-8b --output results/nvidia-h200/X.json
 
-Prints one JSON line; each record is {name, value, unit, limit, share, peer}, the limit from bytes and FLOPs
-(pelton/physics.py), the peer what another server was measured to reach on an H200.
+The engine in this process: decode by batch, offline (all requests queued at once), prefill of one long prompt. Weights
+are made up on the device (normal, different in each tensor), prompts are random and distinct, the prefix cache is off,
+end-of-sequence is ignored; greedy at batch 1 and temperature 1 above. Decode-only rates are
+batch x 128 / (t(129 output tokens) - t(1 output token)) with prompts of 128 tokens.
+
+Over HTTP: ttft, streams and start, see gpu_http.py. They come first, as a server wants the GPU to itself.
+
+Prints one JSON line; gpu_records.py says what a record is.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu_http
 import torch
 from common import environment, print_json
+from gpu_records import make_record
 
 from pelton.build.limits import resolve_limits
 from pelton.checkpoint.hf_config import load_model_config
@@ -36,13 +39,8 @@ from pelton.types import Request, SamplingParams
 
 SHAPES = Path(__file__).parent / "shapes"
 PARTS = ("decode", "offline", "prefill")
+ALL_PARTS = (*PARTS, *gpu_http.PARTS)
 PROMPT, NUM_DECODED = 128, 128
-PEERS = {  # vLLM 0.24 on the same GPU
-    "llama-3.1-8b.bf16.decode.b1": 207, "llama-3.1-8b.bf16.decode.b8": 1613, "llama-3.1-8b.bf16.decode.b32": 5954,
-    "llama-3.1-8b.bf16.decode.b64": 10781, "llama-3.1-8b.bf16.decode.b128": 17958,
-    "llama-3.1-8b.bf16.decode.b256": 23778, "qwen2.5-7b.bf16.decode.b1": 209,
-    "llama-3.1-8b.bf16.offline.1000-1000": 9554, "llama-3.1-8b.bf16.offline.128-128": 16948,
-}
 
 
 class Bench:
@@ -96,11 +94,8 @@ class Bench:
                           self.roofline.hardware.peak_flops("bf16") / 1e12)
 
     def record(self, name: str, value: float, unit: str, limit: float) -> dict[str, Any]:
-        name = f"{self.name}.{name}"
-        record = {"name": name, "value": round(value, 2), "unit": unit, "limit": round(limit, 2),
-                  "share": round(value / limit, 4), "peer": PEERS.get(name)}
-        print(record, f"host {self.executor.stats().step_host_ms:.2f} ms/step", file=sys.stderr, flush=True)
-        return record
+        return make_record(f"{self.name}.{name}", value, unit, limit,
+                           note=f"host {self.executor.stats().step_host_ms:.2f} ms/step")
 
     def memory(self) -> dict[str, float]:
         """What the process took at most, beside what the ledger allows it, in GiB."""
@@ -112,9 +107,23 @@ class Bench:
                 "ready_s": self.ready_s}
 
 
+def measure_engines(parts: list[str], options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The records of this process's parts, and the memory of each model."""
+    records, memory = [], {}
+    for name in options.models.split(","):
+        bench = Bench(name, options)
+        with bench.executor:
+            for part in parts:
+                records += getattr(bench, part)()
+            memory[name] = bench.memory()
+        del bench
+        torch.cuda.empty_cache()
+    return records, memory
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts of {','.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(ALL_PARTS), help=f"parts of {','.join(ALL_PARTS)}")
     parser.add_argument("--models", default="llama-3.1-8b,qwen2.5-7b")
     parser.add_argument("--batch-sizes", default="1,8,32,64,128,256")
     parser.add_argument("--max-batch-size", type=int, default=256)
@@ -123,18 +132,18 @@ def main() -> None:
     parser.add_argument("--num-long", type=int, default=512, help="requests of 1000/1000")
     parser.add_argument("--num-runs", type=int, default=3)
     parser.add_argument("--output", help="also write the result to this file")
+    gpu_http.add_options(parser)
     options = parser.parse_args()
     options.batch_sizes = [int(size) for size in options.batch_sizes.split(",")]
-    records, memory = [], {}
-    for name in options.models.split(","):
-        bench = Bench(name, options)
-        with bench.executor:
-            for part in options.only.split(","):
-                records += getattr(bench, part)()
-            memory[name] = bench.memory()
-        del bench
-        torch.cuda.empty_cache()
-    print_json({"benchmark": "gpu_serve", "gpu": torch.cuda.get_device_name(), "records": records, "memory": memory,
+    asked = options.only.split(",")
+    if unknown := set(asked) - set(ALL_PARTS):
+        parser.error(f"--only: {unknown.pop()!r} is none of {', '.join(ALL_PARTS)}")
+    records, memory = list(gpu_http.Bench(options).measure(asked)), {}
+    if here := [part for part in PARTS if part in asked]:
+        more, memory = measure_engines(here, options)
+        records += more
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    print_json({"benchmark": "gpu_serve", "gpu": gpu, "records": records, "memory": memory,
                 "environment": environment()}, options.output)
 
 
