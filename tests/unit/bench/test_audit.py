@@ -1,7 +1,12 @@
+import msgspec
 import pytest
 from helpers.bench import later, request, result, spec
 
-from pelton.bench.audit import CHECKS, audit
+from pelton.bench.audit import audit, verdicts
+from pelton.bench.audit.ranks import is_larger
+from pelton.bench.audit.verdict import all_checks
+from pelton.bench.results import Analysis, ClientError, ClientLoad, HardwareFacts, LoadSpec
+from pelton.config import ModelConfig
 
 
 def names(made):
@@ -123,5 +128,171 @@ def test_gravest_first_and_no_check_fails_on_an_empty_cell():
     made = result([(spec(concurrency=4, num_requests=4), [request()]), (spec(concurrency=2), [])])
     order = [("failure", "warning", "note").index(f.severity) for f in made.findings]
     assert order == sorted(order)
-    assert len({check.__name__ for check in CHECKS}) == len(CHECKS)
+    assert len({check.__module__ for check in all_checks()}) == len(all_checks())
     assert audit(made) == made.findings
+
+
+def test_every_cell_has_a_verdict():
+    good = (spec(num_requests=100), one_after_another(100))
+    thin = (spec(prompt_tokens=900, num_requests=2), [request(server_prompt_tokens=900, client_prompt_tokens=901,
+                                                              index=i) for i in range(2)])
+    few = (spec(concurrency=64, num_requests=2), [request(index=i) for i in range(2)])
+    assert verdicts(result([good, thin, few])) == {
+        "c1-p16-o4": "sound", "c1-p900-o4": "with care", "c64-p16-o4": "failed"}
+
+
+def test_a_refusing_server_is_named_where_concurrency_was_not_reached():
+    refused = [request(index=i, error="http_429", error_message="busy", content_us=[], output_tokens=0)
+               for i in range(4)]
+    made = result([(spec(concurrency=8, num_requests=5), [request(), *refused])])
+    assert "(4 refused)" in found(made, "concurrency_not_reached").evidence
+
+
+def test_cells_that_asked_for_the_same_and_got_different_lengths_cannot_be_compared():
+    short = [request(output_tokens=3, finish_reason="stop")]
+    made = result([(spec(), [request()]), (spec(concurrency=2, num_requests=1), short)])
+    finding = found(made, "cells_compare_different_work")
+    assert finding.severity == "failure"
+    assert "c2-p16-o4: 3.0 of 4 tokens" in finding.evidence
+    assert "1 stopped early by themselves" in found(made, "output_lengths_differ").evidence
+
+
+def test_more_chunks_than_tokens_is_a_miscount():
+    made = result([(spec(), [request(output_tokens=2)])])
+    assert "2.00 chunks with text for every token" in found(made, "output_tokens_miscounted").evidence
+
+
+def test_prefixes_that_were_asked_to_be_shared_are_a_note():
+    made = result([(spec(), [request(cached_tokens=12, prefix_tokens=8)])])
+    assert "prompts_cached" not in names(made)
+    assert found(made, "shared_prefixes_cached").severity == "note"
+    assert "prompts_cached" in names(result([(spec(), [request(cached_tokens=13, prefix_tokens=8)])]))
+
+
+def test_failures_that_were_faster_than_answers():
+    failed = [request(index=i, error="http_500", error_message="no", end_us=900, content_us=[]) for i in range(1, 3)]
+    made = result([(spec(num_requests=3), [request(), *failed])])
+    assert "faster than answers" in found(made, "requests_failed").evidence
+
+
+LLAMA_7B = ModelConfig(
+    architecture="LlamaForCausalLM", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32,
+    num_heads=32, num_kv_heads=32, head_dim=128, max_position_embeddings=4096, dtype="bfloat16")
+
+
+def on_a6000(num_tokens, ttft_ms, **changes):
+    """One streamed request of this prompt size to a 7B model on an RTX A6000."""
+    first = round(1000 * ttft_ms)
+    record = request(server_prompt_tokens=num_tokens, client_prompt_tokens=num_tokens, first_content_us=first,
+                     content_us=[first + i * 25_000 for i in range(4)], last_content_us=first + 75_000,
+                     end_us=first + 76_000)
+    facts = HardwareFacts(gpu="RTX A6000", model=msgspec.to_builtins(LLAMA_7B), source="options")
+    return result([(spec(prompt_tokens=num_tokens), [msgspec.structs.replace(record, **changes)])],
+                  analysis=Analysis(hardware=facts))
+
+
+@pytest.mark.parametrize(("num_tokens", "ttft_ms"), [(2222, 48), (914, 46)])
+def test_published_prefills_that_an_a6000_cannot_compute(num_tokens, ttft_ms):
+    finding = found(on_a6000(num_tokens, ttft_ms), "ttft_below_floor")
+    assert finding.severity == "failure"
+    assert f"{num_tokens} tokens took {ttft_ms:.1f} ms, and the RTX A6000 needs" in finding.evidence
+
+
+def test_a_prefill_that_an_a6000_can_compute():
+    assert names(on_a6000(914, 90)) == {"too_few_samples"}
+
+
+def test_tokens_that_the_server_says_were_cached_lower_the_floor():
+    assert "ttft_below_floor" not in names(on_a6000(914, 46, cached_tokens=800))
+
+
+def test_streams_faster_than_memory():
+    """13.5 GB of weights at 768 GB/s are 57 tokens/s."""
+    fast = {"content_us": [90_000 + i * 6_000 for i in range(4)], "last_content_us": 108_000}
+    made = on_a6000(914, 90, **fast)
+    assert "came at 167 tokens/s, and one stream on the RTX A6000 is limited to 5" in found(
+        made, "stream_above_limit").evidence
+
+
+def test_rates_above_what_the_requests_in_flight_allow():
+    made = on_a6000(914, 90, output_tokens=400, requested_output_tokens=400)
+    assert "rate_above_limit" in names(made)
+
+
+def test_without_hardware_nothing_is_held_against_limits():
+    fast = result([(spec(), [request()])])
+    assert not names(fast) & {"ttft_below_floor", "stream_above_limit", "rate_above_limit"}
+
+
+def in_a_row(latencies_ms):
+    records, at = [], 0
+    for index, ms in enumerate(latencies_ms):
+        us = round(1000 * ms)
+        records.append(later(request(index=index, first_content_us=us - 7000, end_us=us,
+                                     content_us=[us - 7000, us - 5000, us - 3000, us - 1000],
+                                     last_content_us=us - 1000), at))
+        at += us + 1
+    return records
+
+
+def test_slow_first_requests_are_a_warm_up_that_is_still_visible():
+    made = result([(spec(num_requests=30), in_a_row([60.0, 50, 45, 40] + [17 + i % 3 for i in range(26)]))])
+    assert "of the first 4 requests is" in found(made, "warmup_visible").evidence
+    steady = result([(spec(num_requests=30), in_a_row([17 + i % 3 for i in range(30)]))])
+    assert "warmup_visible" not in names(steady)
+
+
+def test_latency_that_rises_in_the_window_is_a_drift():
+    made = result([(spec(num_requests=60), in_a_row([17 + i for i in range(60)]))])
+    assert "second half of the steady window took" in found(made, "drift").evidence
+    falling = result([(spec(num_requests=60), in_a_row([80 - i for i in range(60)]))])
+    assert "first half" in found(falling, "drift").evidence
+
+
+def arriving(count, every_us, **changes):
+    return [later(request(index=i, **changes), every_us * i) for i in range(count)]
+
+
+POISSON = LoadSpec(kind="poisson", rate=100.0, num_requests=40)
+
+
+def test_requests_sent_behind_schedule():
+    late = arriving(40, 10_000, scheduled_us=-8000)
+    made = result([(spec(load=POISSON), late)])
+    assert "left more than 8.0 ms after their time" in found(made, "sent_behind_schedule").evidence
+    assert not names(result([(spec(load=POISSON), arriving(40, 10_000))])) & {"sent_behind_schedule",
+                                                                              "server_overloaded"}
+
+
+def test_a_server_that_falls_behind_the_arrivals():
+    records = [msgspec.structs.replace(r, end_us=r.end_us + 30_000 * i) for i, r in enumerate(arriving(40, 10_000))]
+    assert "100 requests/s came" in found(result([(spec(load=POISSON), records)]), "server_overloaded").evidence
+
+
+def with_client(**fields):
+    made = result([(spec(num_requests=100), one_after_another(100))])
+    client = ClientLoad(**{"num_workers": 1, "cpu_share": [0.3], **fields})
+    changed = msgspec.structs.replace(made, cells=[msgspec.structs.replace(made.cells[0], client=client)])
+    return msgspec.structs.replace(changed, findings=audit(changed))
+
+
+def own_error(ttft_us, itl_us):
+    return ClientError(concurrency=1, num_events=100, ttft_p50_us=ttft_us, ttft_p99_us=ttft_us, event_p50_us=ttft_us,
+                       event_p99_us=ttft_us, itl_p50_us=itl_us, itl_p99_us=itl_us)
+
+
+def test_the_client_as_the_limit():
+    assert "used 97% of a core" in found(with_client(cpu_share=[0.2, 0.97]), "client_cpu_bound").evidence
+    assert "in time to first token is 1.50 ms, of 10.00 ms" in found(
+        with_client(calibration=own_error(1500, 10)), "client_error_large").evidence
+    assert "inter-token latency is 0.50 ms, of 2.00 ms" in found(
+        with_client(calibration=own_error(500, 500)), "client_error_large").evidence
+    assert "moved by 3,600,000 ms" in found(with_client(clock_jump_us=3_600_000_000), "clock_jumped").evidence
+    assert names(with_client(calibration=own_error(500, 50), clock_jump_us=900)) == set()
+
+
+def test_ranks_tell_larger_from_not():
+    low, high = [float(i) for i in range(12)], [i + 6.5 for i in range(12)]
+    assert is_larger(high, low)
+    assert not is_larger(low, high)
+    assert not is_larger([1.0] * 20, [1.0] * 20)

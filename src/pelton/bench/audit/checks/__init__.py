@@ -1,0 +1,1 @@
+"""One module per check; `check(view)` yields its findings."""

@@ -1,0 +1,16 @@
+"""More prompts than the vocabulary has words to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pelton.bench.audit.view import View
+from pelton.bench.results import Finding
+
+
+def check(view: View) -> Iterator[Finding]:
+    if not view.workload.first_tokens_unique:
+        yield Finding(name="first_tokens_repeat", severity="note", cells=[],
+                      evidence="the run has more prompts than distinct first tokens; prompts differ within their "
+                               "first two content tokens",
+                      advice="A prefix cache holds at most one content token beyond the template.")
