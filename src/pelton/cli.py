@@ -114,7 +114,7 @@ def serve(argv: list[str]) -> int:
 def bench(argv: list[str]) -> int:
     """throughput of an engine offline; any server over HTTP; sweeps; reports"""
     return _subcommand("bench", {"throughput": bench_throughput, "serve": bench_serve, "sweep": bench_sweep,
-                                 "report": bench_report, "schema": bench_schema}, argv)
+                                 "calibrate": bench_calibrate, "report": bench_report, "schema": bench_schema}, argv)
 
 
 def bench_throughput(argv: list[str]) -> int:
@@ -154,6 +154,13 @@ def bench_report(argv: list[str]) -> int:
     from pelton.bench.report.command import run_report
 
     return run_report(_options(ReportOptions, "bench report", bench_report.__doc__, argv, "results"))
+
+
+def bench_calibrate(argv: list[str]) -> int:
+    """the client's own error, against a server of known timing"""
+    from pelton.bench.calibrate import CalibrateOptions, run_calibrate
+
+    return run_calibrate(_options(CalibrateOptions, "bench calibrate", bench_calibrate.__doc__, argv))
 
 
 def bench_schema(argv: list[str]) -> int:

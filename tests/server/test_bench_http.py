@@ -42,7 +42,7 @@ def server(**behaviour):
 def sweep(made, folder, **options):
     """Runs a small sweep; returns (exit status, result)."""
     fields = {"concurrency": (1, 3), "prompt_tokens": (12, 40), "output_tokens": (OUTPUT_TOKENS,), "num_requests": 6,
-              "num_warmup": 1, "output_dir": str(folder), "request_timeout": 20.0, **options}
+              "num_warmup": 1, "output_dir": str(folder), "request_timeout": 20.0, "calibrate": False, **options}
     status = run_sweep(SweepOptions(url=made.url, **fields))
     return status, read_result(folder / "results.json")
 
@@ -95,7 +95,8 @@ def test_no_more_in_flight_than_asked_for(tmp_path):
 def test_serve_prints_both_tables_and_keeps_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with server() as made:
-        options = ServeOptions(url=made.url, concurrency=(1, 2), prompt_tokens=20, output_tokens=3, num_requests=4)
+        options = ServeOptions(url=made.url, concurrency=(1, 2), prompt_tokens=20, output_tokens=3, num_requests=4,
+                               calibrate=False)
         assert run_serve(options) == 0
     printed = capsys.readouterr().out
     assert "Whole answers, no streaming" in printed
@@ -106,7 +107,7 @@ def test_serve_prints_both_tables_and_keeps_nothing(tmp_path, capsys, monkeypatc
 def test_json_is_one_object_and_nothing_else(capsys):
     with server() as made:
         run_serve(ServeOptions(url=made.url, concurrency=(2,), prompt_tokens=20, output_tokens=3, num_requests=4,
-                               json=True))
+                               json=True, calibrate=False))
     out, err = capsys.readouterr()
     data = json.loads(out)
     assert err == ""
@@ -300,13 +301,13 @@ def free_port():
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_nobody_listens(host):
     with pytest.raises(ServerError, match=f"cannot reach http://{host}:[0-9]+: connection refused"):
-        run_serve(ServeOptions(url=f"{host}:{free_port()}"))
+        run_serve(ServeOptions(url=f"{host}:{free_port()}", calibrate=False))
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999", "http://u:p@x", "http://x?y=1", "http://a b"])
 def test_addresses_that_are_none(url):
     with pytest.raises(ConfigError, match="url must"):
-        run_serve(ServeOptions(url=url))
+        run_serve(ServeOptions(url=url, calibrate=False))
 
 
 @contextmanager
@@ -350,12 +351,12 @@ def raw_server(answer):
 def test_listeners_that_are_no_server(answer, line, monkeypatch):
     monkeypatch.setattr(target, "LOOK_UP_TIMEOUT_S", 0.2 if answer is None else 10.0)
     with raw_server(answer) as url, pytest.raises((ServerError, ConfigError), match=line):
-        run_serve(ServeOptions(url=url))
+        run_serve(ServeOptions(url=url, calibrate=False))
 
 
 def test_model_that_is_not_served():
     with server() as made, pytest.raises(ConfigError, match=r"model 'other' is not served at .*; it serves: tiny"):
-        run_serve(ServeOptions(url=made.url, model="other"))
+        run_serve(ServeOptions(url=made.url, model="other", calibrate=False))
 
 
 def test_unwritable_output_dir_is_found_before_anything_is_asked(tmp_path):
@@ -380,7 +381,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
 
     with server(fault=interrupt_later) as made:
         options = (f"url={made.url!r}, concurrency=(1,), prompt_tokens=(12, 40), output_tokens=({OUTPUT_TOKENS},), "
-                   f"num_requests=6, num_warmup=0, output_dir={str(tmp_path)!r}")
+                   f"num_requests=6, num_warmup=0, calibrate=False, output_dir={str(tmp_path)!r}")
         code = ("import sys; from pelton.bench.options import SweepOptions; from pelton.bench.sweep import run_sweep; "
                 f"sys.exit(run_sweep(SweepOptions({options})))")
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

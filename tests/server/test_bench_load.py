@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from helpers.bench import prompt_counter
 
+from pelton.bench import command
 from pelton.bench.calibration import Behaviour, serve_in_thread
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
+from pelton.bench.results import ClientError
 from pelton.bench.serve import run_serve
 from pelton.bench.sweep import run_sweep
 from pelton.errors import ConfigError
@@ -22,7 +24,7 @@ COUNT = prompt_counter(TINY)
 def sweep(folder, *, behaviour=(), **options):
     """A sweep of one cell; returns its cell, measured records and the server."""
     fields = {"prompt_tokens": (20,), "output_tokens": (6,), "num_warmup": 2, "output_dir": str(folder),
-              "request_timeout": 20.0, "seed": 11, **options}
+              "request_timeout": 20.0, "seed": 11, "calibrate": False, **options}
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT, **dict(behaviour))) as server:
         assert run_sweep(SweepOptions(url=server.url, **fields)) == 0
     result = read_result(folder / "results.json")
@@ -75,7 +77,8 @@ def test_whole_answers_are_cancelled_by_time(tmp_path):
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT,
                                    fault=lambda number, body: "hang" if body["max_tokens"] == 3 else None)) as server:
         options = ServeOptions(url=server.url, concurrency=(3,), prompt_tokens=20, output_tokens=3, num_requests=6,
-                               num_warmup=0, cancellation_rate=1.0, cancellation_delay=0.01, output_dir=str(tmp_path))
+                               num_warmup=0, cancellation_rate=1.0, cancellation_delay=0.01, calibrate=False,
+                               output_dir=str(tmp_path))
         assert run_serve(options) == 0
     result = read_result(tmp_path / "results.json")
     assert [(c.is_stream, c.num_cancelled, c.errors) for c in result.cells] == [(False, 6, {}), (True, 6, {})]
@@ -114,6 +117,20 @@ def test_trace_with_prompts_below_the_floor_is_refused(tmp_path):
     path.write_text('{"timestamp": 0, "input_length": 1, "output_length": 3}')
     with pytest.raises(ConfigError, match="prompt_tokens 1 is below the floor"):
         sweep(tmp_path, trace=str(path))
+
+
+def test_clients_own_error_is_kept_with_the_cell(tmp_path, monkeypatch):
+    asked = []
+
+    def known(levels):
+        asked.extend(levels)
+        return [ClientError(concurrency=8, num_events=9, ttft_p50_us=1.0, ttft_p99_us=2.0, event_p50_us=3.0,
+                            event_p99_us=4.0, itl_p50_us=5.0, itl_p99_us=6.0)]
+
+    monkeypatch.setattr(command, "client_errors", known)
+    cell, _, _ = sweep(tmp_path, concurrency=(3,), num_requests=6, calibrate=True)
+    assert asked == [8]
+    assert cell.client.calibration.event_p99_us == 4.0
 
 
 def test_client_is_watched(tmp_path):

@@ -57,6 +57,8 @@ class Behaviour:
     """Requests with one of these fields get status 400."""
     api_key: str | None = None
     """Requests without this key get status 401."""
+    keeps_bodies: bool = True
+    """Remember the bodies of all requests."""
     closes_connections: bool = False
     """Close every connection after one answer without having said so, as servers do with idle ones."""
     fault: Callable[[int, dict[str, Any]], Fault | None] = lambda number, body: None
@@ -167,7 +169,8 @@ class _Connection(asyncio.Protocol):
         server, behaviour = self._server, self._behaviour
         fault = behaviour.fault(server.num_requests, body)
         server.num_requests += 1
-        server.bodies.append(body)
+        if behaviour.keeps_bodies:
+            server.bodies.append(body)
         refused = sorted(behaviour.refused_fields & body.keys())
         if refused or fault == "status_400":
             self._reply(400, {"error": {"message": f"unknown field {', '.join(refused) or 'prompt'}"}})

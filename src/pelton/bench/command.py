@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from pelton.bench.calibrate import error_table
+from pelton.bench.calibration_store import client_errors, level_of
 from pelton.bench.cell import CellSpec
 from pelton.bench.files import prepare_output_dir, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
@@ -18,6 +20,7 @@ from pelton.bench.results import RunResult
 from pelton.bench.run import Run, execute, raise_if_failed
 from pelton.bench.table import make_console, print_result
 
+OPEN_LOOP_STREAMS = 64
 INTERRUPTED = 130  # the exit status shells give to a process ended by Ctrl-C
 FILES = ("results.json", "requests.csv", "cells.csv", "report.html")
 
@@ -30,7 +33,11 @@ def measure(kind: Literal["serve", "sweep"], options: ServeOptions | SweepOption
     """
     directory = None if options.output_dir is None else prepare_output_dir(options.output_dir)
     keep = None if directory is None else (lambda result: write_result(result, directory))
-    result = execute(Run(kind, options, specs, progress=Progress(is_silent=options.prints_json), keep=keep))
+    errors = client_errors(_levels(specs)) if options.calibrate else []
+    if errors and not options.prints_json:
+        make_console().print(error_table(errors))
+    result = execute(Run(kind, options, specs, progress=Progress(is_silent=options.prints_json), keep=keep,
+                         client_errors=errors))
     if directory is not None:
         write_result(result, directory)
         write_report(result, directory / "report.html")
@@ -42,6 +49,11 @@ def measure(kind: Literal["serve", "sweep"], options: ServeOptions | SweepOption
             print(f"\nreport   {directory / 'report.html'}\nresults  {directory / 'results.json'}")
     raise_if_failed(result, options.output_dir)
     return INTERRUPTED if result.stop_reason == "interrupted" else 0
+
+
+def _levels(specs: Sequence[CellSpec]) -> set[int]:
+    """Numbers of streams at which the client's error matters; of an open loop nobody knows yet."""
+    return {level_of(spec.load.concurrency or OPEN_LOOP_STREAMS) for spec in specs}
 
 
 def print_json(data: object) -> None:

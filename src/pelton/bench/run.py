@@ -12,9 +12,10 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from pelton.bench import prompts
+from pelton.bench import event_loop, prompts
 from pelton.bench.audit import audit
 from pelton.bench.budget import Budget
+from pelton.bench.calibration_store import nearest
 from pelton.bench.cell import DEFAULT_MAX_IN_FLIGHT, CellSpec, TrialOutcome, run_trial
 from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
@@ -22,7 +23,7 @@ from pelton.bench.load.plan import Planned
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
 from pelton.bench.progress import Progress
-from pelton.bench.results import SCHEMA, CellResult, LoadSpec, RequestRecord, RunResult, Workload
+from pelton.bench.results import SCHEMA, CellResult, ClientError, LoadSpec, RequestRecord, RunResult, Workload
 from pelton.bench.summary import summarize
 from pelton.bench.target import Target, open_target
 from pelton.errors import ServerError
@@ -36,13 +37,18 @@ class Run:
     """The cells of one command, measured in order; the trials of all cells are interleaved."""
 
     def __init__(self, kind: Literal["serve", "sweep", "search"], options: ServeOptions | SweepOptions,
-                 specs: Sequence[CellSpec], *, progress: Progress, keep: Keep | None = None) -> None:
-        """`keep` is given the result so far after every cell, so that a crash loses one cell at most."""
+                 specs: Sequence[CellSpec], *, progress: Progress, keep: Keep | None = None,
+                 client_errors: Sequence[ClientError] = ()) -> None:
+        """`keep` is given the result so far after every cell, so that a crash loses one cell at most.
+
+        `client_errors` are the client's own errors on this machine, kept with the cells they concern.
+        """
         self._kind = kind
         self._options = options
         self._specs = list(specs)
         self._progress = progress
         self._keep = keep
+        self._client_errors = client_errors
         self._environment = describe_environment(command_line(kind, options))
         self._seed = secrets.randbits(32) if options.seed is None else options.seed
         self._cells: dict[str, CellResult] = {}
@@ -98,7 +104,10 @@ class Run:
         budget.learn(spec, (now_ns() - began_ns) / 1e9, min(len(outcome.records) / wanted, 1.0))
         self._requests += outcome.records
         cell = join_trial(self._cells.get(spec.id, spec.empty()), outcome, trial)
-        self._cells[spec.id] = summarize(cell, [r for r in self._requests if r.cell == spec.id and not r.is_warmup])
+        cell = summarize(cell, [r for r in self._requests if r.cell == spec.id and not r.is_warmup])
+        error = nearest(self._client_errors, cell.concurrency or cell.peak_in_flight)
+        self._cells[spec.id] = msgspec.structs.replace(
+            cell, client=msgspec.structs.replace(cell.client, calibration=error))
         if outcome.was_cancelled:
             self._stop_reason = "interrupted"
         elif outcome.is_server_failing:
@@ -165,7 +174,7 @@ def join_trial(cell: CellResult, outcome: TrialOutcome, trial: int) -> CellResul
 
 def execute(run: Run) -> RunResult:
     """Measures in an event loop of its own. The first Ctrl-C ends the run and keeps what was measured."""
-    return asyncio.run(run.measure())
+    return event_loop.run(run.measure())
 
 
 def raise_if_failed(result: RunResult, kept_in: str | None) -> None:

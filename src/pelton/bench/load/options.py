@@ -63,6 +63,8 @@ class LoadOptions:
     cancellation_delay: float | None = None
     """Cancelled requests are given up at a random time within so many seconds; none: after a random number of
     chunks (one second without streaming)."""
+    calibrate: bool = True
+    """First find out the client's own error at these loads (a few seconds, kept for a day)."""
 
     def __post_init__(self) -> None:
         require(self.num_requests is None or self.num_requests >= 1, "num_requests", self.num_requests, "at least 1")
