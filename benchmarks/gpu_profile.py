@@ -192,7 +192,8 @@ class Profiler:
             torch.cuda.synchronize()
             prof.stop()
         spans = read_spans(prof)
-        starts = [i for i, span in enumerate(spans) if span.name == STEP_START][4:-2]
+        # The last ones, as the profiler holds up some of the first.
+        starts = [i for i, span in enumerate(spans) if span.name == STEP_START][-PROFILED_STEPS - 2:-1]
         window = summarize(spans[starts[0]:], spans[starts[-1]].start, self._groups)
         return window.record(len(starts) - 1)
 

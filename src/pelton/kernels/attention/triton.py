@@ -248,7 +248,8 @@ def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan,
         NUM_KV_HEADS=shape.num_kv_heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, HEAD_DIM=shape.head_dim,
         DIM_PAD=shape.dim_pad, TOKENS_PER_BLOCK=shape.tokens_per_block, TILE=config.tile, WINDOW=plan.window,
         HAS_SOFTCAP=softcap is not None, SEGMENT_COST=config.segment_cost, STAGES=config.num_stages,
-        IS_DEPENDENT=is_dependent, num_warps=config.num_warps, **options)
+        IS_DEPENDENT=is_dependent, SIGNALS_EARLY=is_dependent and decode.num_rows > 1, num_warps=config.num_warps,
+        **options)
 
 
 def _launch_prefill(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, prefill: PrefillPlan, scale: float,
