@@ -106,9 +106,7 @@ def _draw_on_device(logits: torch.Tensor, slots: Slots, sampled: SampledRows, co
         bias = flat["bias"] and tuple(slots.staging.put(*flat["bias"]))
         banned = None if flat["banned"] is None else slots.staging.put(flat["banned"])[0]
         sampler.adjust(logits, rows, bias=bias, banned=banned, has_penalties=columns.has_penalties)
-    truncates = columns.truncates(vocab_size)
-    tokens = sampler.sample(logits, rows, truncates=bool(truncates.any()), has_top_k=bool(
-        (columns.top_k[truncates] > 0).any()), has_top_p=bool((columns.top_p[truncates] < 1).any()))
+    tokens = sampler.sample(logits, rows, truncates=bool(columns.truncates(vocab_size).any()))
     if index is None:
         return tokens, None
     chosen = tokens if len(scored_rows) == len(tokens) else tokens[slots.staging.put(scored_rows)[0]]

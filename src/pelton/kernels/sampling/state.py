@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pelton.kernels.sampling.triton import DeviceRows
-from pelton.kernels.sampling.triton_draw import NUM_PARAMS
+from pelton.kernels.sampling.triton_rows import NUM_PARAMS
 from pelton.types import SamplingParams
 
 
@@ -17,7 +17,7 @@ class SlotParams:
     """Tensors over `num_slots` slots.
 
     Attributes:
-        params: [slots, NUM_PARAMS] int32, see triton_draw.py.
+        params: [slots, NUM_PARAMS] int32, see triton_rows.py.
         seeds, last_tokens: [slots] int64.
         counts: [slots, V] int32, as in Columns.counts.
     """

@@ -1,7 +1,8 @@
 """The sampler for GPUs: the reference's semantics over a batch, without leaving the device or waiting for it.
 
 Parameters stay on the device, one row of columns per slot. Greedy rows and rows that draw from all tokens take the
-same two launches, whatever the batch mixes; rows that truncate take some more, rows with penalties another.
+same two launches, whatever the batch mixes; rows that truncate take two more, rows with penalties another. What is
+launched depends on the batch's size and on whether any row truncates, never on the parameters themselves.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ import torch
 import triton
 from torch import Tensor
 
-from pelton.kernels.sampling.triton_draw import draw_chunk_kernel, finish_kernel
-from pelton.kernels.sampling.triton_kept import (
-    NUM_STEPS,
-    STATE_WIDTH,
-    count_ties_kernel,
-    draw_kept_kernel,
-    find_key_kernel,
-)
+from pelton.kernels.sampling.triton_draw import NUM_STATS, scan_kernel
+from pelton.kernels.sampling.triton_finish import finish_kernel
+from pelton.kernels.sampling.triton_plan import PLAN_WIDTH, plan_kernel
+from pelton.kernels.sampling.triton_rows import CHUNK, NUM_LANES
 from pelton.kernels.sampling.triton_scores import merge_scores_kernel, penalize_kernel, score_chunk_kernel
+from pelton.kernels.sampling.triton_window import window_kernel
 
 _CHUNK = 2048
+_SAMPLE = 16384
 _MAX_TOP = 32
 
 
@@ -35,7 +34,7 @@ class DeviceRows:
     positions: Tensor
     """[R] int32, index in its sequence of the token to be drawn."""
     params: Tensor
-    """[slots, NUM_PARAMS] int32, see triton_draw.py."""
+    """[slots, NUM_PARAMS] int32, see triton_rows.py."""
     seeds: Tensor
     """[slots] int64."""
     last_tokens: Tensor
@@ -44,62 +43,52 @@ class DeviceRows:
     """[slots, V] int32, as in Columns.counts; None where no slot has penalties."""
 
 
-def sample(logits: Tensor, rows: DeviceRows, *, truncates: bool, has_top_k: bool = True,
-           has_top_p: bool = True) -> Tensor:
+def sample(logits: Tensor, rows: DeviceRows, *, truncates: bool) -> Tensor:
     """Draws one token per row, records it in its slot and counts it where penalties ask.
 
     Args:
         logits: [R, V] float32, adjusted.
         truncates: whether any row has top_k, top_p or min_p.
-        has_top_k, has_top_p: whether any such row has; saying no where none has saves eight launches each.
 
     Returns:
         [R] int64.
     """
     num_rows, vocab_size = logits.shape
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
-    shape = (num_rows, num_chunks)
-    bests, ids = _floats(logits, *shape, 2), _ints(logits, *shape)
+    num_chunks = triton.cdiv(vocab_size, CHUNK)
+    chunks = triton.next_power_of_2(num_chunks)
+    capacity = window_capacity(vocab_size) if truncates else 0
+    stats, best_ids = _empty(logits, num_rows, NUM_STATS, num_chunks), _ints(logits, num_rows, num_chunks)
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    draw_chunk_kernel[shape](
-        logits, rows.slots, rows.positions, rows.params, rows.seeds, bests, ids, logits.stride(0), vocab_size,
-        num_chunks, CHUNK=_CHUNK, num_warps=4)
-    kept = _draw_kept(logits, rows, bests, has_top_k, has_top_p) if truncates else (None, None)
+    parameters = (rows.slots, rows.positions, rows.params, rows.seeds)
+    group_maxima = _empty(logits, num_rows, num_chunks, NUM_LANES) if truncates else None
+    scan_kernel[(num_rows, num_chunks)](
+        logits, *parameters, stats, best_ids, group_maxima, logits.stride(0), vocab_size, num_chunks,
+        HAS_TRUNCATED=truncates, num_warps=4)
+    window = (None,) * 4
+    if truncates:
+        window = (torch.empty(num_rows, PLAN_WIDTH, dtype=torch.int64, device=logits.device), _ints(logits, num_rows),
+                  _empty(logits, num_rows, capacity), _ints(logits, num_rows, capacity))
+        sample_step = triton.cdiv(vocab_size, _SAMPLE)
+        plan_kernel[(num_rows,)](
+            logits, rows.slots, rows.params, stats, group_maxima, *window[:2], logits.stride(0), vocab_size, num_chunks,
+            sample_step, capacity, CHUNKS=chunks, GROUPS=chunks * NUM_LANES,
+            SAMPLE=min(_SAMPLE, triton.next_power_of_2(vocab_size)), num_warps=16)
+        window_kernel[(num_rows, num_chunks)](
+            logits, *parameters, stats, best_ids, group_maxima, *window, logits.stride(0), vocab_size, num_chunks,
+            capacity, CHUNKS=chunks, num_warps=4)
     finish_kernel[(num_rows,)](
-        bests, ids, *kept, rows.slots, rows.params, tokens, rows.last_tokens, rows.counts, vocab_size, num_chunks,
-        HAS_KEPT=truncates, HAS_COUNTS=rows.counts is not None, LANES=triton.next_power_of_2(num_chunks), num_warps=1)
+        logits, *parameters, stats, best_ids, *window, tokens, rows.last_tokens, rows.counts, logits.stride(0),
+        vocab_size, num_chunks, capacity, HAS_TRUNCATED=truncates, HAS_COUNTS=rows.counts is not None, CHUNKS=chunks,
+        num_warps=8 if truncates else 4)
     return tokens
 
 
-def _draw_kept(logits: Tensor, rows: DeviceRows, bests: Tensor, has_top_k: bool, has_top_p: bool
-               ) -> tuple[Tensor, Tensor]:
-    """Scores and tokens [R, chunks] of the rows that truncate; bests: of draw_chunk_kernel."""
-    shape, vocab_size = bests.shape[:2], logits.shape[1]
-    sizes = {"CHUNK": _CHUNK, "LANES": triton.next_power_of_2(shape[1])}
-    found: list[tuple[Tensor | None, Tensor | None]] = []
-    for by_mass, is_wanted in ((False, has_top_k), (True, has_top_p)):
-        if not is_wanted:
-            found.append((None, None))
-            continue
-        state = _floats(logits, shape[0], NUM_STEPS + 1, STATE_WIDTH)
-        sums = _floats(logits, 2, *shape, 2, 16)
-        for step in range(NUM_STEPS):
-            find_key_kernel[shape](
-                logits, rows.slots, rows.params, bests, state, sums[1 - step % 2], sums[step % 2],
-                *(found[0] if by_mass else (None, None)), logits.stride(0), vocab_size, shape[1], step,
-                BY_MASS=by_mass, HAS_TOP_K=by_mass and has_top_k, **sizes, num_warps=4)
-        found.append((state, sums[(NUM_STEPS - 1) % 2]))
-    ties, kept_bests, kept_ids = _ints(logits, *shape), _floats(logits, *shape), _ints(logits, *shape)
-    cuts = (*found[0], *found[1])
-    flags = {"HAS_TOP_K": has_top_k, "HAS_TOP_P": has_top_p}
-    count_ties_kernel[shape](logits, rows.slots, rows.params, bests, *cuts, ties, logits.stride(0), vocab_size,
-                             shape[1], **flags, **sizes, num_warps=4)
-    draw_kept_kernel[shape](logits, rows.slots, rows.positions, rows.params, rows.seeds, bests, *cuts, ties, kept_bests,
-                            kept_ids, logits.stride(0), vocab_size, shape[1], **flags, **sizes, num_warps=4)
-    return kept_bests, kept_ids
+def window_capacity(vocab_size: int) -> int:
+    """Tokens that a row's window has room for: what ten standard deviations of a sample of 16,384 come to."""
+    return 8192 if vocab_size <= 160_000 else 16384
 
 
-def _floats(like: Tensor, *shape: int) -> Tensor:
+def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 

@@ -1,8 +1,9 @@
-"""Drawing one token per row in Triton, chunks of the vocabulary side by side.
+"""Drawing from a chunk of a row in Triton: the first launch over all logits, and the race that it shares with the
+window's and the last one.
 
-A score is p / exponential (random.py) with p = exp((logit - largest) / temperature), and logit - largest where a row
-is greedy. A chunk goes by its own largest logit until chunks are compared. Of equal scores the lowest id wins, so the
-order of chunks decides nothing.
+A draw is argmax(log2 p - log2 exponential). The exponential of the uniform v is at least v, so log2 p - log2 v bounds
+a token's score from above at half the price. A chunk hands on the token with the best bound and the second best bound;
+the last launch scores the former exactly and looks at a chunk again only where the latter might still win.
 """
 
 from __future__ import annotations
@@ -10,55 +11,106 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pelton.kernels.sampling.triton_random import exponentials, vocab_words
+from pelton.kernels.sampling.triton_random import (
+    block_words,
+    exp2,
+    log2,
+    log2_exponentials,
+    token_words,
+    uniforms,
+)
+from pelton.kernels.sampling.triton_rows import (
+    NO_TOKEN,
+    NUM_LANES,
+    NUM_RUNS,
+    TEMPERATURE,
+    best_of,
+    chunk_offsets,
+    finite,
+    is_truncated,
+    keys_of,
+    param,
+    sharpness,
+)
 
-# Columns of a slot's parameters, int32 [NUM_PARAMS]; floats as their bits.
-NUM_PARAMS = 8
-TEMPERATURE = tl.constexpr(0)
-TOP_K = tl.constexpr(1)
-TOP_P = tl.constexpr(2)
-MIN_P = tl.constexpr(3)
-REPETITION = tl.constexpr(4)
-FREQUENCY = tl.constexpr(5)
-PRESENCE = tl.constexpr(6)
-IS_COUNTED = tl.constexpr(7)
-_NUM_PARAMS = tl.constexpr(NUM_PARAMS)
-NO_TOKEN = tl.constexpr(2147483647)
-_SMALLEST_TEMPERATURE = tl.constexpr(1e-30)
+# What is known of each chunk, float32 [R, NUM_STATS, chunks].
+NUM_STATS = 7
+LARGEST = tl.constexpr(0)
+"""Its largest logit."""
+BEST = tl.constexpr(1)
+"""The best bound of a score among the tokens that take part in the race; best_ids has its token."""
+SECOND = tl.constexpr(2)
+MASS = tl.constexpr(3)
+"""Sum of 2**((logit - largest) · sharpness), of rows that truncate."""
+COUNT_ABOVE = tl.constexpr(4)
+"""Tokens above the window and their mass, and the mass of all tokens that were looked at, see triton_window.py."""
+MASS_ABOVE = tl.constexpr(5)
+MASS_SEEN = tl.constexpr(6)
+_NUM_STATS = tl.constexpr(NUM_STATS)
+_RUNS = tl.constexpr(NUM_RUNS)
+_LANES = tl.constexpr(NUM_LANES)
+_CHUNK = tl.constexpr(NUM_RUNS * NUM_LANES * 4)
 
 
 @triton.jit
-def param(slot_params, slot, COLUMN: tl.constexpr):
-    """One float of a slot's parameters."""
-    return tl.load(slot_params + slot * _NUM_PARAMS + COLUMN).to(tl.float32, bitcast=True)
+def stat(stats, row, STAT: tl.constexpr, num_chunks):
+    """Where a row's chunks have a figure."""
+    return stats + (row * _NUM_STATS + STAT) * num_chunks
 
 
 @triton.jit
-def is_truncated(slot_params, slot, vocab_size):
-    """Whether a slot draws at random from less than all tokens."""
-    top_k = tl.load(slot_params + slot * _NUM_PARAMS + TOP_K)
-    is_cut = ((top_k > 0) & (top_k < vocab_size)) | (param(slot_params, slot, TOP_P) < 1.0)
-    return (is_cut | (param(slot_params, slot, MIN_P) > 0.0)) & (param(slot_params, slot, TEMPERATURE) > 0.0)
+def takes_part(scores, largest, sharp, last, min_p):
+    """Whether tokens take part in a race: above the window's last key and within min_p."""
+    return (keys_of(scores) > last) & (exp2((scores - largest) * sharp) >= min_p)
 
 
 @triton.jit
-def best_of(scores, ids):
-    """The largest score and the lowest id that has it; no score beats no number."""
-    best = tl.max(scores, 0)
-    return best, tl.min(tl.where(scores == best, ids, NO_TOKEN), 0)
+def race(row_logits, chunk, vocab_size, largest, sharp, position, seed, last, min_p, IS_RESTRICTED: tl.constexpr):
+    """The best bound among a chunk's tokens, its token, and the second best bound, relative to `largest`."""
+    lanes = tl.arange(0, _LANES)
+    best = tl.full([_LANES, 4], float("-inf"), tl.float32)
+    second = best
+    best_ids = tl.zeros([_LANES, 4], tl.int32)
+    for run in tl.static_range(_RUNS):
+        block = chunk * (_CHUNK // 4) + run * _LANES + lanes
+        ids = block[:, None] * 4 + tl.arange(0, 4)[None, :]
+        scores = tl.load(row_logits + ids, mask=ids < vocab_size, other=float("-inf"))
+        bounds = (scores - largest) * sharp - log2(uniforms(block_words(block.to(tl.uint32), position, seed)))
+        if IS_RESTRICTED:
+            bounds = tl.where(takes_part(scores, largest, sharp, last, min_p), bounds, float("-inf"))
+        second = tl.maximum(second, tl.minimum(best, bounds))
+        best_ids = tl.where(bounds > best, ids, best_ids)
+        best = tl.maximum(best, bounds)
+    top = tl.max(tl.max(best, 1), 0)
+    token = tl.min(tl.min(tl.where(best == top, best_ids, NO_TOKEN), 1), 0)
+    others = tl.maximum(second, tl.where(best_ids == token, float("-inf"), best))
+    return top, token, tl.max(tl.max(others, 1), 0)
 
 
 @triton.jit
-def divisor(slot_params, slot):
-    """A slot's temperature, and 1 where it is greedy."""
-    temperature = param(slot_params, slot, TEMPERATURE)
-    return tl.where(temperature > 0.0, tl.maximum(temperature, _SMALLEST_TEMPERATURE), 1.0)
+def race_exactly(row_logits, chunk, vocab_size, largest, sharp, position, seed, last, min_p):
+    """The best score among a chunk's tokens and its token."""
+    lanes = tl.arange(0, _LANES)
+    best = tl.full([_LANES, 4], float("-inf"), tl.float32)
+    best_ids = tl.full([_LANES, 4], NO_TOKEN, tl.int32)
+    for run in range(_RUNS):
+        block = chunk * (_CHUNK // 4) + run * _LANES + lanes
+        ids = block[:, None] * 4 + tl.arange(0, 4)[None, :]
+        logits = tl.load(row_logits + ids, mask=ids < vocab_size, other=float("-inf"))
+        words = block_words(block.to(tl.uint32), position, seed)
+        scores = (logits - largest) * sharp - log2_exponentials(words)
+        scores = tl.where(takes_part(logits, largest, sharp, last, min_p), scores, float("-inf"))
+        best_ids = tl.where(scores > best, ids, best_ids)
+        best = tl.maximum(best, scores)
+    top = tl.max(tl.max(best, 1), 0)
+    return top, tl.min(tl.min(tl.where(best == top, best_ids, NO_TOKEN), 1), 0)
 
 
-@triton.jit(do_not_specialize=["vocab_size", "num_chunks"])
-def draw_chunk_kernel(logits, slots, positions, slot_params, seeds, bests, best_ids, row_stride, vocab_size,
-                      num_chunks, CHUNK: tl.constexpr):
-    """The best token of one chunk of the vocabulary of one row, drawn from all tokens. Grid [R, chunks].
+@triton.jit(do_not_specialize=["num_chunks"])
+def scan_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids, group_maxima, row_stride, vocab_size,
+                num_chunks, HAS_TRUNCATED: tl.constexpr):
+    """One chunk of one row: the likeliest token of a greedy one, the race of one that draws from all tokens, and what
+    the plan of one that truncates needs. Grid [R, chunks].
 
     Args:
         logits: [R, V] float32.
@@ -66,60 +118,62 @@ def draw_chunk_kernel(logits, slots, positions, slot_params, seeds, bests, best_
         positions: [R] int32, index in its sequence of the token to be drawn.
         slot_params: [slots, NUM_PARAMS] int32.
         seeds: [slots] int64.
-        bests: [R, chunks, 2] float32: the best score, the largest logit.
+        stats: [R, NUM_STATS, chunks] float32.
         best_ids: [R, chunks] int32.
+        group_maxima: [R, chunks, lanes] float32, the largest logit of each lane, if HAS_TRUNCATED.
     """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     slot = tl.load(slots + row)
-    ids = chunk * CHUNK + tl.arange(0, CHUNK)
-    scores = tl.load(logits + row * row_stride + ids, mask=ids < vocab_size, other=float("-inf"))
-    largest = tl.max(scores, 0)
-    scores -= tl.where(largest == float("-inf"), 0.0, largest)
+    row_logits = logits + row * row_stride
+    ids = chunk * _CHUNK + chunk_offsets()
+    scores = tl.load(row_logits + ids, mask=ids < vocab_size, other=float("-inf"))
+    lane_largest = tl.max(tl.max(scores, 2), 0)
+    largest = tl.max(lane_largest, 0)
+    sharp = sharpness(slot_params, slot)
+    tl.store(stat(stats, row, LARGEST, num_chunks) + chunk, largest)
+    if HAS_TRUNCATED:  # noqa: SIM102  what is constant when compiled stands alone
+        if is_truncated(slot_params, slot, vocab_size):
+            at = (row * num_chunks + chunk) * _LANES + tl.arange(0, _LANES)
+            tl.store(group_maxima + at, lane_largest)
+            mass = tl.sum(tl.sum(tl.sum(exp2((scores - finite(largest)) * sharp), 2), 0), 0)
+            tl.store(stat(stats, row, MASS, num_chunks) + chunk, mass)
+            return
     if param(slot_params, slot, TEMPERATURE) > 0.0:
-        words = vocab_words(tl.load(seeds + slot), tl.load(positions + row), chunk * CHUNK, CHUNK)
-        scores = tl.exp(scores / divisor(slot_params, slot)) / exponentials(words)
-    best, token = best_of(scores, ids)
-    at = row * num_chunks + chunk
-    tl.store(bests + at * 2, best)
-    tl.store(bests + at * 2 + 1, largest)
-    tl.store(best_ids + at, token)
+        best, token, second = race(row_logits, chunk, vocab_size, finite(largest), sharp, tl.load(positions + row),
+                                   tl.load(seeds + slot), 0, 0.0, False)
+        tl.store(stat(stats, row, BEST, num_chunks) + chunk, best)
+        tl.store(stat(stats, row, SECOND, num_chunks) + chunk, second)
+    else:
+        token = tl.min(tl.min(tl.min(tl.where(scores == largest, ids, NO_TOKEN), 2), 0), 0)
+    tl.store(best_ids + row * num_chunks + chunk, token)
 
 
-@triton.jit(do_not_specialize=["vocab_size", "num_chunks"])
-def finish_kernel(bests, best_ids, kept_bests, kept_ids, slots, slot_params, tokens, last_tokens, counts, vocab_size,
-                  num_chunks, HAS_KEPT: tl.constexpr, HAS_COUNTS: tl.constexpr, LANES: tl.constexpr):
-    """The best of a row's chunks becomes its token and its slot's last one, and is counted. Grid [R].
+@triton.jit
+def finish_race(row_logits, stats, best_ids, row, shift, is_there, num_chunks, vocab_size, largest, sharp, position,
+                seed, last, min_p, CHUNKS: tl.constexpr):
+    """The winner of a race from its chunks' bounds: score and token.
 
     Args:
-        kept_bests, kept_ids: [R, chunks] float32 and int32 of the rows that truncate, if HAS_KEPT: scores of all chunks
-            in the same scale.
-        tokens: [R] int64.
-        last_tokens: [slots] int64.
-        counts: [slots, V] int32, as in Columns.counts, if HAS_COUNTS.
-        LANES: at least the number of chunks.
+        shift: [CHUNKS], from a chunk's scale to the row's.
+        is_there: [CHUNKS], which chunks raced.
     """
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
-    lanes = tl.arange(0, LANES)
-    at = row * num_chunks + lanes
-    is_there = lanes < num_chunks
-    largest = tl.load(bests + at * 2 + 1, mask=is_there, other=float("-inf"))
-    scores = tl.load(bests + at * 2, mask=is_there, other=float("-inf"))
-    below = largest - tl.max(largest, 0)
-    if param(slot_params, slot, TEMPERATURE) > 0.0:
-        scores *= tl.exp(below / divisor(slot_params, slot))
-    else:
-        scores += below
-    _, token = best_of(scores, tl.load(best_ids + at, mask=is_there, other=NO_TOKEN))
-    if HAS_KEPT:  # noqa: SIM102  what is constant when compiled stands alone
-        if is_truncated(slot_params, slot, vocab_size):
-            scores = tl.load(kept_bests + at, mask=is_there, other=-1.0)
-            _, token = best_of(scores, tl.load(kept_ids + at, mask=is_there, other=NO_TOKEN))
-    token = tl.minimum(token, vocab_size - 1).to(tl.int64)  # without any number among the logits there is no best
-    tl.store(tokens + row, token)
-    tl.store(last_tokens + slot, token)
-    if HAS_COUNTS:  # noqa: SIM102
-        if tl.load(slot_params + slot * _NUM_PARAMS + IS_COUNTED) != 0:
-            count = counts + slot * vocab_size + token
-            tl.store(count, tl.load(count) + 2)
+    lanes = tl.arange(0, CHUNKS)
+    bests = tl.load(stat(stats, row, BEST, num_chunks) + lanes, mask=is_there, other=float("-inf"))
+    bounds = tl.load(stat(stats, row, SECOND, num_chunks) + lanes, mask=is_there, other=float("-inf")) + shift
+    ids = tl.load(best_ids + row * num_chunks + lanes, mask=is_there, other=0)
+    has_token = bests > float("-inf")
+    logits = tl.load(row_logits + ids, mask=has_token, other=float("-inf"))
+    scores = (logits - largest) * sharp - log2_exponentials(token_words(ids, position, seed))
+    best, token = best_of(tl.where(has_token, scores, float("-inf")), ids)
+    bound = tl.max(bounds, 0)
+    # A bound's rounding stays far below this wherever it can still win.
+    while (bound > float("-inf")) & (bound + 1e-4 >= best):
+        chunk = tl.min(tl.where(bounds == bound, lanes, CHUNKS), 0)
+        score, other = race_exactly(row_logits, chunk, vocab_size, largest, sharp, position, seed, last, min_p)
+        is_better = (score > best) | ((score == best) & (other < token))
+        token = tl.where(is_better, other, token)
+        best = tl.maximum(best, score)
+        bounds = tl.where(lanes == chunk, float("-inf"), bounds)
+        bound = tl.max(bounds, 0)
+    return best, token

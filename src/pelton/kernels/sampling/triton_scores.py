@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pelton.kernels.sampling.triton_draw import (
+from pelton.kernels.sampling.triton_rows import (
     FREQUENCY,
     IS_COUNTED,
     NUM_PARAMS,
