@@ -6,9 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from pelton.kernels.gpu_features import gpu_features
 from pelton.kernels.launch import launch
 
 
@@ -26,11 +24,8 @@ def activate(gate, KIND: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_columns"])
-def act_mul_kernel(gate_up, out, num_columns, KIND: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr):
+def act_mul_kernel(gate_up, out, num_columns, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """One block of one row."""
-    if IS_DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < num_columns
@@ -45,8 +40,6 @@ def act_mul(gate_up: Tensor, kind: str) -> Tensor:
     num_rows, num_columns = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, num_columns, dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, triton.next_power_of_2(num_columns))
-    is_dependent = gpu_features(gate_up.device).can_launch_early
-    options = {"launch_pdl": True} if is_dependent else {}
     launch(act_mul_kernel, (num_rows, triton.cdiv(num_columns, block)), gate_up, out, num_columns, KIND=kind,
-           BLOCK=block, IS_DEPENDENT=is_dependent, **options)
+           BLOCK=block)
     return out

@@ -125,7 +125,7 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
                   NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr,
                   DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
                   HAS_SOFTCAP: tl.constexpr, SEGMENT_COST: tl.constexpr, STAGES: tl.constexpr,
-                  IS_DEPENDENT: tl.constexpr, SIGNALS_EARLY: tl.constexpr):
+                  IS_DEPENDENT: tl.constexpr):
     """One program's share of the step's decode rows.
 
     Args:
@@ -138,9 +138,8 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
             (row, head), slot 2p for one that goes on with it.
         stats: [2 · programs, 2, GROUP] float32: largest score, sum of weights.
     """
-    if SIGNALS_EARLY:
-        gdc_launch_dependents()
     if IS_DEPENDENT:
+        gdc_launch_dependents()
         gdc_wait()  # before anything is read or written: what came before may still be using it
     program = tl.program_id(0)
     row = tl.load(work + program * 8)
