@@ -18,6 +18,7 @@ from pelton.bench.record import make_record
 from pelton.bench.results import CellResult, ClientLoad, LoadSpec, RequestRecord
 from pelton.bench.summary import empty_cell
 from pelton.bench.target import Target
+from pelton.bench.workers.pool import WorkerPool, join
 
 MIN_FAILURES_TO_STOP = 4
 LEAD_NS = 20_000_000  # from the end of the preparations to time 0 of an open loop
@@ -84,14 +85,15 @@ class TrialOutcome:
 
 
 async def run_trial(spec: CellSpec, target: Target, *, seed: int, trial: int = 0, epoch_ns: int,
-                    deadline_ns: int | None = None, on_end: OnEnd | None = None) -> TrialOutcome:
-    """Measures one trial of a cell.
+                    deadline_ns: int | None = None, on_end: OnEnd | None = None, pool: WorkerPool | None = None,
+                    num_workers: int = 1) -> TrialOutcome:
+    """Measures one trial of a cell, from this process or from several of a pool.
 
     Args:
         seed: of the arrivals and cancellations, together with the cell and the trial.
         epoch_ns: beginning of the run on the benchmark's clock.
         deadline_ns: when to start no more requests.
-        on_end: told of every exchange as it ends.
+        on_end: told of every exchange as it ends; not of those of other processes.
     """
     shapes = make_shapes(spec.load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
                          num_warmup=spec.num_warmup, is_stream=spec.is_stream, trace=spec.trace,
@@ -105,16 +107,19 @@ async def run_trial(spec: CellSpec, target: Target, *, seed: int, trial: int = 0
         prepared = _prepare(spec, target, shapes)
         requests = iter(prepared)
     job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
-    await target.client.open_connections(min(job.concurrency or 1, len(prepared)))
-    result = pilot
-    if not pilot.was_cancelled:
+    if pilot.was_cancelled:
+        results = [pilot]
+    elif pool is not None and num_workers > 1:
+        results = [pilot, *await pool.run(job, prepared, num_workers=min(num_workers, job.concurrency or num_workers))]
+    else:
+        await target.client.open_connections(min(job.concurrency or 1, len(prepared)))
         job.start_ns = now_ns() + LEAD_NS
-        result = await run_load(job, requests, target.client.send, on_end=on_end)
-        result.sent = pilot.sent + result.sent
+        results = [pilot, await run_load(job, requests, target.client.send, on_end=on_end)]
+    result = join(results)
     records = [make_record(planned, exchange, target, cell=spec.id, trial=trial, is_stream=spec.is_stream,
                            epoch_ns=epoch_ns) for planned, exchange in result.sent]
     records.sort(key=lambda r: (not r.is_warmup, r.index))
-    return TrialOutcome(records, _client_load([result]), result.num_held, _stop_reason(result, records),
+    return TrialOutcome(records, _client_load(results[1:] or results), result.num_held, _stop_reason(result, records),
                         result.was_cancelled, _is_server_failing(result, records))
 
 

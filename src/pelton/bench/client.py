@@ -187,6 +187,7 @@ class Client:
 
     def __init__(self, address: Address, *, headers: dict[str, str], timeout_s: float) -> None:
         self.address = address
+        self.headers = headers
         self.timeout_s = timeout_s
         lines = {"Host": address.authority, "Accept-Encoding": "identity", "User-Agent": "pelton-bench", **headers}
         for name, value in lines.items():

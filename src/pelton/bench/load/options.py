@@ -63,6 +63,8 @@ class LoadOptions:
     cancellation_delay: float | None = None
     """Cancelled requests are given up at a random time within so many seconds; none: after a random number of
     chunks (one second without streaming)."""
+    workers: str = "auto"
+    """Client processes: a number, or auto for one, and more where its core turns out too slow."""
     calibrate: bool = True
     """First find out the client's own error at these loads (a few seconds, kept for a day)."""
 
@@ -84,6 +86,8 @@ class LoadOptions:
                 "above 0")
         require(self.max_in_flight >= 1, "max_in_flight", self.max_in_flight, "at least 1")
         require(0 <= self.cancellation_rate <= 1, "cancellation_rate", self.cancellation_rate, "from 0 to 1")
+        is_count = self.workers.isdecimal() and int(self.workers) >= 1
+        require(self.workers == "auto" or is_count, "workers", self.workers, "auto or a number of at least 1")
         given = [name for name in ("request_rate", "stages", "trace") if getattr(self, name)]
         require(len(given) <= 1, " and ".join(given), "both", "given one at a time")
 

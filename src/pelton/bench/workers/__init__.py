@@ -1,0 +1,1 @@
+"""Several client processes, for loads that one core cannot send or stamp in time."""

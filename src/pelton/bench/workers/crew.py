@@ -1,0 +1,39 @@
+"""How many client processes a run uses."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from pelton.bench.client import Client
+from pelton.bench.results import ClientLoad
+from pelton.bench.workers.pool import WorkerPool
+
+MAX_CPU_SHARE = 0.7  # of a core; a busier client stamps late
+
+
+class Crew:
+    """A fixed number of processes, or one and more when the work of one is too much."""
+
+    def __init__(self, asked: str, client: Client) -> None:
+        """`asked` is a number or auto."""
+        self.pool = WorkerPool(client)
+        self.num_workers = 1 if asked == "auto" else int(asked)
+        self._most = most_workers(client.address.host) if asked == "auto" else self.num_workers
+
+    def grow_for(self, client: ClientLoad) -> bool:
+        """Doubles the processes when one was busier than it may be; True when the trial is to be measured again."""
+        if max(client.cpu_share) <= MAX_CPU_SHARE or self.num_workers >= self._most:
+            return False
+        self.num_workers = min(2 * self.num_workers, self._most)
+        return True
+
+
+def most_workers(host: str) -> int:
+    """One per core; half of the cores where the server may need the others."""
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = False
+    return max(num_cpus // 2, 1) if is_local else num_cpus
