@@ -39,7 +39,7 @@ from pelton.hashing import (
 from pelton.hashing import drain_checked as _drain_checked
 from pelton.hashing import iter_checked as _iter_checked
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "engine.json"
 TUNING_NAME = "tuning.json"
 LEDGER_NAME = "ledger.json"

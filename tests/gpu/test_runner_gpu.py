@@ -44,13 +44,13 @@ def case(request, tmp_path_factory):
     with torch.inference_mode():
         expected = [reference.generate(torch.tensor([prompt], device="cuda"), max_new_tokens=NUM_NEW,
                                        do_sample=False)[0, len(prompt):].tolist() for prompt in prompts]
-    return ensure_engine(str(path), BUILD, device="cuda", show_progress=False), prompts, expected
+    return ensure_engine(str(path), BUILD, device="cuda", tuning="off", show_progress=False), prompts, expected
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     path = make_checkpoint("LlamaForCausalLM", tmp_path_factory.mktemp("llama"), dtype="bfloat16", seed=1)
-    return ensure_engine(str(path), BUILD, device="cuda", show_progress=False)
+    return ensure_engine(str(path), BUILD, device="cuda", tuning="off", show_progress=False)
 
 
 def run(executor, requests):
@@ -97,7 +97,7 @@ def mixed_requests(num, seed):
 def test_graphs_and_eager_steps_draw_the_same(tmp_path_factory):
     """In float32, where both round alike enough; every sampling parameter takes part."""
     path = make_checkpoint("Qwen2ForCausalLM", tmp_path_factory.mktemp("graphs"), dtype="float32", seed=5)
-    engine_dir = ensure_engine(str(path), BUILD, device="cuda", show_progress=False)
+    engine_dir = ensure_engine(str(path), BUILD, device="cuda", tuning="off", show_progress=False)
     texts = []
     for is_eager in (False, True):
         runner = Runner.from_engine(engine_dir, config())
@@ -113,7 +113,7 @@ def test_cpu_and_gpu_draw_the_same(tmp_path_factory):
     path = make_checkpoint("LlamaForCausalLM", tmp_path_factory.mktemp("devices"), dtype="float32", seed=8)
     texts = []
     for device in ("cuda", "cpu"):
-        engine_dir = ensure_engine(str(path), BUILD, device=device, show_progress=False)
+        engine_dir = ensure_engine(str(path), BUILD, device=device, tuning="off", show_progress=False)
         options = ExecutorConfig(device=device, kv_cache_config=KvCacheConfig(max_blocks=128))
         with Executor(engine_dir, options) as executor:
             texts.append(run(executor, mixed_requests(24, seed=4)))

@@ -18,7 +18,7 @@ from pelton.errors import CheckpointError, ConfigError
 from pelton.hashing import DamagedFileError, FileEntry, check_file
 from pelton.manifest import Hashing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER_NAME = "pelton_checkpoint.json"
 
 

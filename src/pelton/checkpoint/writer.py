@@ -1,7 +1,7 @@
-"""Writes a safetensors file tensor by tensor, in a given order, each starting at a multiple of 64 bytes.
+"""Writes a safetensors file tensor by tensor, laid out in a given order, each starting at a multiple of 64 bytes.
 
-safetensors' own writer wants all tensors in memory and sorts them; here the order is the order in which they are
-loaded, and no more than one tensor is held. The format allows no holes, so gaps are tensors of their own, under names
+safetensors' own writer wants all tensors in memory and sorts them; here they lie in the order in which they are loaded,
+and each is written when it comes. The format allows no holes, so gaps are tensors of their own, under names
 that begin with "_pad.": they come up only where a tensor's size is no multiple of 64.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +39,11 @@ class TensorPlan:
 
 
 class TensorFileWriter:
-    """A safetensors file whose tensors are known beforehand and arrive in order.
+    """A safetensors file whose tensors are known beforehand. Several threads may write tensors at once.
 
     Args:
         path: is created or overwritten in place; the caller renames the folder it stands in.
-        plans: the tensors, in the order in which they will be written.
+        plans: the tensors, in the order in which they will lie.
         metadata: strings for the header's `__metadata__`.
 
     Raises:
@@ -51,23 +51,29 @@ class TensorFileWriter:
     """
 
     def __init__(self, path: Path, plans: Iterable[TensorPlan], metadata: dict[str, str] | None = None):
-        self._plans = list(plans)
-        self._next = 0
+        plans = list(plans)
+        header = _header(plans, {"format": "pt", **(metadata or {})})
+        self._places: dict[str, tuple[TensorPlan, int]] = {}
+        stop = len(header)
+        for plan in plans:
+            self._places[plan.name] = plan, stop
+            stop += plan.num_bytes + -plan.num_bytes % ALIGN_BYTES
+        self._left = set(self._places)
         self._file = path.open("wb", buffering=0)
-        _write_all(self._file, memoryview(_header(self._plans, {"format": "pt", **(metadata or {})})))
+        _write_all(self._file.fileno(), memoryview(header), 0)
+        self._file.truncate(stop)  # fillers between tensors are zeros
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Appends the next tensor."""
-        plan = self._plans[self._next]
-        assert (name, tuple(tensor.shape)) == (plan.name, plan.shape), f"{name} {tuple(tensor.shape)} is not {plan}"
+        """Writes one of the tensors to its place."""
+        plan, start = self._places[name]
+        assert tuple(tensor.shape) == plan.shape, f"{name} {tuple(tensor.shape)} is not {plan}"
         assert str(tensor.dtype) == f"torch.{plan.dtype}", f"{name} is {tensor.dtype}"
-        self._next += 1
-        _write_all(self._file, tensor_bytes(tensor))
-        _write_all(self._file, memoryview(bytes(-plan.num_bytes % ALIGN_BYTES)))
+        self._left.remove(name)
+        _write_all(self._file.fileno(), tensor_bytes(tensor), start)
 
     def close(self) -> None:
         """Closes a file that is complete."""
-        assert self._next == len(self._plans), f"{len(self._plans) - self._next} tensors were not written"
+        assert not self._left, f"{len(self._left)} tensors were not written"
         self._file.close()
 
     def abandon(self) -> None:
@@ -98,7 +104,8 @@ def _header(plans: list[TensorPlan], metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_all(file: FileIO, content: memoryview) -> None:
-    """An unbuffered write may take less than it is given."""
+def _write_all(fd: int, content: memoryview, position: int) -> None:
+    """One call may write less than it is given."""
     while content:
-        content = content[file.write(content):]
+        num_bytes = os.pwrite(fd, content, position)
+        content, position = content[num_bytes:], position + num_bytes

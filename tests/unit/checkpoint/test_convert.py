@@ -200,7 +200,7 @@ def test_record_and_hashes(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "text"), [
     ("{", "not valid JSON"),
     ('{"format_version": 99, "source": "org/model"}', "format version 99, .*pelton convert org/model"),
-    ('{"format_version": 1}', "missing"),
+    ('{"format_version": 2}', "missing"),
 ])
 def test_damaged_record(tmp_path: Path, content: str, text: str) -> None:
     (tmp_path / "pelton_checkpoint.json").write_text(content)
