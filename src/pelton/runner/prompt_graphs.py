@@ -1,8 +1,9 @@
-"""CUDA graphs of steps that run prompts alone, and few tokens of them: one per padded number of tokens.
+"""CUDA graphs of steps with prompts, and few tokens in all: one per padded number of tokens.
 
-Launching a step's kernels one by one takes the host longer than a short prompt takes the GPU. All that a graph reads of
-its step is known on the host, so it goes to fixed buffers in one copy. Tokens that pad a step have negative slots and
-write no keys; their hidden states mean nothing. Rows that pad it have no tiles in attention.
+Launching a step's kernels one by one takes the host longer than a few tokens take the GPU. All that a graph reads of
+its step but the last tokens of rows that decode is known on the host, and goes to fixed buffers in one copy. Rows that
+decode are tiles of one query to attention, like any chunk of a prompt, as long as their sequences are short. Tokens
+that pad a step have negative slots and write no keys; their hidden states mean nothing. Rows that pad it have no tiles.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from pelton.cache.pool import KvPool
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.registry import load_ops
 from pelton.models.rope import is_length_dependent
-from pelton.runner.device import pack_places, unpack
+from pelton.runner.device import pack, pack_places, unpack
 from pelton.runner.graphs import capture_graph
 from pelton.runner.inputs import Layout, SampledRows
 from pelton.runner.slots import Slots
 
 MAX_TOKENS = 1024
 """From here on the GPU takes longer than the host needs to launch a step's kernels."""
+MAX_DECODED_LEN = 1024
+"""Beyond it, a sequence's keys are too many for the one program per key head that a tile gets."""
 _LEAST_ROWS = 4
-_TOKENS_PER_ROW = 32
+_MOST_ROWS = 64
+_TOKENS_PER_ROW = 8
 
 
 def prompt_graph_sizes(max_num_tokens: int) -> list[int]:
-    """Padded numbers of tokens: 6 % apart at most from 256 on, where every token costs time."""
+    """Padded numbers of tokens: an eighth apart at most from 128 on, where every token costs time."""
     sizes = [*range(16, 257, 16), *range(288, 513, 32), *range(576, MAX_TOKENS + 1, 64)]
     most = min(max_num_tokens, MAX_TOKENS)
     return [size for size in sizes if size < most] + [most]
@@ -37,7 +41,33 @@ def prompt_graph_sizes(max_num_tokens: int) -> list[int]:
 
 def max_rows(size: int) -> int:
     """The most sequences in a step that is padded to `size` tokens."""
-    return max(_LEAST_ROWS, size // _TOKENS_PER_ROW)
+    return min(_MOST_ROWS, max(_LEAST_ROWS, size // _TOKENS_PER_ROW))
+
+
+class _Buffers:
+    """What the graph of one size reads, by name: on the host, and where it lies on the device.
+
+    Args:
+        padding: what it reads where a step has nothing.
+        target: [n] uint8 on the device, of which it takes the beginning.
+    """
+
+    def __init__(self, padding: dict[str, np.ndarray], target: torch.Tensor):
+        arrays = tuple(padding.values())
+        places, num_bytes = pack_places(arrays)
+        self._padding, self._packed = (np.zeros(num_bytes, dtype=np.uint8) for _ in range(2))
+        pack(arrays, places, self._padding)
+        self._host = {name: self._packed[place:place + array.nbytes].view(array.dtype).reshape(array.shape)
+                      for (name, array), place in zip(padding.items(), places, strict=True)}
+        self._target = target
+        self.device = dict(zip(padding, unpack(target, arrays, places), strict=True))
+
+    def write(self, columns: dict[str, np.ndarray], staging: Any) -> None:
+        """Copies a step's columns to the device, padded."""
+        self._packed[:] = self._padding
+        for name, column in columns.items():
+            self._host[name][:len(column)] = column
+        staging.put_into(self._target, self._packed)
 
 
 class PromptGraphs:
@@ -54,17 +84,18 @@ class PromptGraphs:
         self._attention = load_ops(slots.device.type).attention
         self._queries_per_tile = self._attention.queries_per_tile(pool.data, decoder.config.num_heads)
         self._has_rope_lens = is_length_dependent(decoder.config.rope)
-        num_bytes = max(pack_places(tuple(self._pad(size, {}).values()))[1] for size in self.sizes)
-        self._buffer = torch.zeros(num_bytes, dtype=torch.uint8, device=slots.device)
-        self._views: dict[int, dict[str, torch.Tensor]] = {}
+        paddings = {size: self._padding(size) for size in self.sizes}
+        num_bytes = max(pack_places(tuple(padding.values()))[1] for padding in paddings.values())
+        memory = torch.zeros(num_bytes, dtype=torch.uint8, device=slots.device)
+        self._buffers = {size: _Buffers(padding, memory) for size, padding in paddings.items()}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._hidden: dict[int, torch.Tensor] = {}
 
     def takes(self, layout: Layout) -> bool:
         """Whether `replay` can run the step."""
-        if layout.num_decodes or layout.num_tokens > self.sizes[-1]:
+        if layout.num_tokens > self.sizes[-1] or len(layout.slots) > max_rows(self._size_of(layout)):
             return False
-        return len(layout.slots) <= max_rows(self._size_of(layout))
+        return not layout.num_decodes or int(layout.seq_lens[:layout.num_decodes].max()) <= MAX_DECODED_LEN
 
     def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
         """Captures every size, largest first, so that the others find its memory. Call it once, under inference mode
@@ -74,59 +105,69 @@ class PromptGraphs:
             memory: handle of the memory pool of all graphs.
         """
         for size in reversed(self.sizes):
-            arrays = self._pad(size, {})
-            views = unpack(self._buffer, tuple(arrays.values()), pack_places(tuple(arrays.values()))[0])
-            self._views[size] = dict(zip(arrays, views, strict=True))
-            self._slots.staging.put_into(self._buffer, *arrays.values())
+            self._buffers[size].write({}, self._slots.staging)
             self._graphs[size], self._hidden[size] = capture_graph(lambda size=size: self._run(size), stream, memory)
 
     def replay(self, layout: Layout) -> tuple[torch.Tensor, SampledRows, torch.Tensor]:
         """Runs one step. Returns hidden states [T, D], valid until the next replay of any graph, the sampled rows, and
         which of the hidden states are theirs, [R] int64."""
         size = self._size_of(layout)
-        columns = {
-            "token_ids": layout.known_tokens, "positions": layout.positions, "slot_mapping": layout.slot_mapping,
-            "query_start": layout.query_start, "seq_lens": layout.seq_lens,
-            "block_tables": self._slots.block_tables[layout.slots],
-            "tiles": self._attention.cut_tiles(layout.query_lens, layout.seq_lens.tolist(), 0, self._queries_per_tile),
-            "slot_index": layout.sampled_slots, "position_index": layout.sampled_positions,
-            "row_index": layout.row_index, "rope_lens": layout.rope_lens}
-        self._slots.staging.put_into(self._buffer, *self._pad(size, columns).values())
+        buffers = self._buffers[size]
+        buffers.write(self._columns(layout), self._slots.staging)
+        on_device = buffers.device
+        if layout.num_decodes:
+            decoding = slice(0, layout.num_decodes)
+            torch.index_select(self._slots.last_tokens, 0, on_device["slots"][decoding],
+                               out=on_device["token_ids"][decoding])
         self._graphs[size].replay()
         num_sampled = len(layout.sampled_slots)
         slot_index, position_index, row_index = (
-            self._views[size][name][:num_sampled] for name in ("slot_index", "position_index", "row_index"))
+            on_device[name][:num_sampled] for name in ("slot_index", "position_index", "row_index"))
         return self._hidden[size][:layout.num_tokens], layout.sampled(slot_index, position_index), row_index
 
     def _size_of(self, layout: Layout) -> int:
         return self.sizes[bisect_left(self.sizes, layout.num_tokens)]
 
-    def _pad(self, size: int, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a graph reads, in the order of its memory; a column that is not given pads all through."""
+    def _columns(self, layout: Layout) -> dict[str, np.ndarray]:
+        """What a graph reads of a step."""
+        known = layout.known_tokens
+        if layout.num_decodes:
+            known = np.concatenate((np.zeros(layout.num_decodes, dtype=np.int64), known))
+        columns = {
+            "token_ids": known, "positions": layout.positions, "slot_mapping": layout.slot_mapping,
+            "query_start": layout.query_start, "seq_lens": layout.seq_lens, "slots": layout.slots,
+            "block_tables": self._slots.block_tables[layout.slots],
+            "tiles": self._attention.cut_tiles(layout.query_lens, layout.seq_lens.tolist(), 0, self._queries_per_tile),
+            "slot_index": layout.sampled_slots, "position_index": layout.sampled_positions,
+            "row_index": layout.row_index}
+        if layout.rope_lens is not None:
+            columns["rope_lens"] = layout.rope_lens
+        return columns
+
+    def _padding(self, size: int) -> dict[str, np.ndarray]:
+        """The columns of a step without tokens, in their full lengths."""
         num_rows = max_rows(size)
         num_tiles = size // self._queries_per_tile + num_rows  # each row's last tile may be cut short
-        table = self._slots.block_tables.shape[1]
-        shapes: dict[str, tuple[tuple[int, ...], type, int]] = {
-            "token_ids": ((size,), np.int64, 0), "positions": ((size,), np.int64, 0),
-            "slot_mapping": ((size,), np.int64, -1), "query_start": ((num_rows + 1,), np.int32, 0),
-            "seq_lens": ((num_rows,), np.int32, 0), "block_tables": ((num_rows, table), np.int32, 0),
-            "tiles": ((num_tiles, 2), np.int32, -1), "slot_index": ((num_rows,), np.int64, 0),
-            "position_index": ((num_rows,), np.int32, 0), "row_index": ((num_rows,), np.int64, 0)}
+
+        def zeros(*shape: int, dtype: type = np.int64) -> np.ndarray:
+            return np.zeros(shape, dtype=dtype)
+
+        padding = {
+            "token_ids": zeros(size), "positions": zeros(size), "slot_mapping": zeros(size) - 1,
+            "query_start": zeros(num_rows + 1, dtype=np.int32), "seq_lens": zeros(num_rows, dtype=np.int32),
+            "slots": zeros(num_rows),
+            "block_tables": zeros(num_rows, self._slots.block_tables.shape[1], dtype=np.int32),
+            "tiles": zeros(num_tiles, 2, dtype=np.int32) - 1, "slot_index": zeros(num_rows),
+            "position_index": zeros(num_rows, dtype=np.int32), "row_index": zeros(num_rows)}
         if self._has_rope_lens:
-            shapes["rope_lens"] = ((size,), np.int64, 0)
-        padded = {}
-        for name, (shape, dtype, value) in shapes.items():
-            padded[name] = np.full(shape, value, dtype=dtype)
-            column = columns.get(name)
-            if column is not None:
-                padded[name][:len(column)] = column
-        return padded
+            padding["rope_lens"] = zeros(size)
+        return padding
 
     def _run(self, size: int) -> torch.Tensor:
         """The step over the buffers; [size, D]."""
-        views = self._views[size]
+        on_device = self._buffers[size].device
         meta = AttentionMetadata(
-            num_decodes=0, query_start=views["query_start"], seq_lens=views["seq_lens"],
-            block_tables=views["block_tables"], slot_mapping=views["slot_mapping"], query_lens_host=[],
-            seq_lens_host=[], rope_lens=views.get("rope_lens"), prefill_tiles=views["tiles"])
-        return self._decoder.forward(views["token_ids"], views["positions"], self._pool, meta)
+            num_decodes=0, query_start=on_device["query_start"], seq_lens=on_device["seq_lens"],
+            block_tables=on_device["block_tables"], slot_mapping=on_device["slot_mapping"], query_lens_host=[],
+            seq_lens_host=[], rope_lens=on_device.get("rope_lens"), prefill_tiles=on_device["tiles"])
+        return self._decoder.forward(on_device["token_ids"], on_device["positions"], self._pool, meta)

@@ -66,50 +66,86 @@ def make_parts(rope, max_num_tokens, monkeypatch):
     return decoder, slots, pools, graphs
 
 
-def prompts(draw, lengths):
-    """A batch of whole prompts."""
-    new, blocks = [], iter(draw.permutation(24).tolist())
-    for slot, length in enumerate(lengths):
-        table = [next(blocks) for _ in range(-(-length // 16))]
+def prompts(draw, lengths, *, first_slot=0, used=()):
+    """A batch of whole prompts, in blocks that are not `used`."""
+    new, blocks = [], iter(block for block in draw.permutation(24).tolist() if block not in used)
+    for slot, length in enumerate(lengths, first_slot):
+        table = [next(blocks) for _ in range(-(-(length + 1) // 16))]
         new.append(SlotInit(slot, draw.integers(0, 96, length).tolist(), length, table, SamplingParams(), 0, ()))
     num = len(lengths)
-    return Batch(0, list(range(num)), [0] * num, list(lengths), [True] * num, 0, new, [], [])
+    return Batch(0, list(range(first_slot, first_slot + num)), [0] * num, list(lengths), [True] * num, 0, new, [], [])
+
+
+def decodes_beside(draw, slots, first, lengths):
+    """A batch in which the rows of `first`, which have run, decode, beside whole prompts. Sets their last tokens."""
+    for slot in first.slots:
+        slots.last_tokens[slot] = int(draw.integers(0, 96))
+    batch = prompts(draw, lengths, first_slot=len(first.slots), used=[b for init in first.new for b in init.block_ids])
+    starts = [init.num_prompt_tokens for init in first.new]
+    num = len(starts)
+    return Batch(1, [*first.slots, *batch.slots], [*starts, *batch.starts], [1] * num + batch.num_tokens,
+                 [True] * (num + len(lengths)), num, batch.new, [], [])
+
+
+def check(parts, batch, rope):
+    """One step by graph and without, each over a pool of its own."""
+    decoder, slots, pools, graphs = parts
+    slots.apply(batch)
+    layout = lay_out(batch, slots, rope)
+    assert graphs.takes(layout)
+    with torch.inference_mode():
+        got, sampled, row_index = graphs.replay(layout)
+        inputs = make_inputs(layout, slots)
+        want = decoder.forward(inputs.token_ids, inputs.positions, pools[1], inputs.meta)
+    assert float((got - want).norm() / want.norm()) < 1e-5
+    assert torch.equal(row_index, inputs.row_index)
+    assert torch.equal(sampled.slot_index, inputs.sampled.slot_index)
+    assert torch.equal(sampled.position_index, inputs.sampled.position_index)
+    torch.testing.assert_close(pools[0].data, pools[1].data, rtol=1e-4, atol=1e-4)  # padding wrote nothing
+
+
+def free(slots, num):
+    slots.apply(Batch(0, [], [], [], [], 0, [], [], list(range(num))))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="slots are on the CPU; tests/gpu runs whole steps")
 @pytest.mark.parametrize("rope", ROPES)
 def test_padded_steps_are_those_without_padding(rope, monkeypatch):
-    decoder, slots, pools, graphs = make_parts(ROPES[rope], 40, monkeypatch)
+    parts = make_parts(ROPES[rope], 40, monkeypatch)
     draw = np.random.default_rng()
     for lengths in ([1], [16], [5, 17, 9], [40], [3, 1]):
-        batch = prompts(draw, lengths)
-        slots.apply(batch)
-        layout = lay_out(batch, slots, ROPES[rope])
-        assert graphs.takes(layout)
-        got, sampled, row_index = graphs.replay(layout)
-        inputs = make_inputs(layout, slots)
-        want = decoder.forward(inputs.token_ids, inputs.positions, pools[1], inputs.meta)
-        assert float((got - want).norm() / want.norm()) < 1e-5
-        assert torch.equal(row_index, inputs.row_index)
-        assert torch.equal(sampled.slot_index, inputs.sampled.slot_index)
-        assert torch.equal(sampled.position_index, inputs.sampled.position_index)
-        torch.testing.assert_close(pools[0].data, pools[1].data, rtol=1e-4, atol=1e-4)  # padding wrote nothing
-        slots.apply(Batch(0, [], [], [], [], 0, [], [], batch.slots))
+        check(parts, prompts(draw, lengths), ROPES[rope])
+        free(parts[1], len(lengths))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="slots are on the CPU; tests/gpu runs whole steps")
+@pytest.mark.parametrize("rope", ROPES)
+def test_rows_that_decode_beside_prompts(rope, monkeypatch):
+    parts = make_parts(ROPES[rope], 40, monkeypatch)
+    draw = np.random.default_rng()
+    for firsts, lengths in (([20], [7]), ([3, 30], [38]), ([5, 6], [1])):
+        first = prompts(draw, firsts)
+        check(parts, first, ROPES[rope])
+        check(parts, decodes_beside(draw, parts[1], first, lengths), ROPES[rope])
+        free(parts[1], len(firsts) + len(lengths))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="slots are on the CPU; tests/gpu runs whole steps")
 def test_steps_that_do_not_fit_are_left(monkeypatch):
     _, slots, _, graphs = make_parts(RopeConfig(), 40, monkeypatch)
     draw = np.random.default_rng(0)
-    for lengths, takes in (([41], False), ([2] * 5, False), ([2] * 4, True), ([40], True)):
+    for lengths, takes in (([41], False), ([2] * 6, False), ([2] * 4, True), ([40], True)):
         batch = prompts(draw, lengths)
         slots.apply(batch)
         assert graphs.takes(lay_out(batch, slots, RopeConfig())) is takes
-        slots.apply(Batch(0, [], [], [], [], 0, [], [], batch.slots))
-    batch = prompts(draw, [3, 3])
+        free(slots, len(lengths))
+    first = prompts(draw, [20])
+    slots.apply(first)
+    batch = decodes_beside(draw, slots, first, [4])
     slots.apply(batch)
-    batch.starts, batch.num_tokens, batch.num_decodes = [3, 0], [1, 3], 1
-    assert not graphs.takes(lay_out(batch, slots, RopeConfig()))
+    for most, takes in ((21, True), (20, False)):
+        monkeypatch.setattr(prompt_graphs, "MAX_DECODED_LEN", most)
+        assert graphs.takes(lay_out(batch, slots, RopeConfig())) is takes
 
 
 @pytest.mark.parametrize("most", [1, 16, 24, 256, 1000, 1024, 8192])
