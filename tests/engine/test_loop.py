@@ -112,6 +112,28 @@ def test_overlap_launches_the_next_step_before_it_asks_for_the_last_ones_tokens(
         ("forward", 2), ("result", 1), ("sample", 2), ("result", 2)]
 
 
+@both_modes
+def test_news_is_told_before_the_steps_own_tokens_are_drawn(overlap):
+    events = []
+
+    class Runner(FakeRunner):
+        def sample(self, step, masks):
+            events.append(f"sample {step.batch.step_id}")
+            super().sample(step, masks)
+
+    loop = make_loop(overlap, runner_class=Runner)
+    loop.add(make_request([1, 2], max_tokens=3, ignore_eos=True))
+    returned = []
+    while loop.has_work():
+        returned.append(len(loop.step(lambda news: events.append("news"))))
+    if overlap:  # the last step's news comes when there is nothing more to launch
+        assert events == ["sample 0", "news", "sample 1", "news", "sample 2"]
+        assert returned == [0, 0, 0, 1]
+    else:
+        assert events == ["sample 0", "sample 1", "sample 2"]
+        assert returned == [1, 1, 1]
+
+
 def test_without_overlap_each_step_is_over_before_the_next_is_planned():
     loop = make_loop(False, runner_class=Recorder)
     loop.add(make_request([1, 2, 3], max_tokens=2, ignore_eos=True))

@@ -35,12 +35,6 @@ class RealServer:
         (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(pid)
 
-    @property
-    def socket_dir(self) -> Path:
-        """Where server and engine meet."""
-        arguments = Path(f"/proc/{self.engine_pid}/cmdline").read_bytes().decode().split("\0")
-        return Path(arguments[arguments.index("--address") + 1].removeprefix("ipc://")).parent
-
     def stop(self, signum: int = signal.SIGTERM) -> None:
         """Ends it and checks that it ended well."""
         self.process.send_signal(signum)

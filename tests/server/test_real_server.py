@@ -191,8 +191,7 @@ def test_twenty_streams_while_others_leave(server, llm):
 def test_sigterm_lets_short_requests_end_and_leaves_nothing(tmp_path):
     with serving(tmp_path / "log") as server, openai.OpenAI(
             base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        engine_pid, socket_dir = server.engine_pid, server.socket_dir
-        assert socket_dir.is_dir()
+        engine_pid = server.engine_pid
         stream = iter(client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=60, stream=True,
                                                 extra_body={"ignore_eos": True}))
         next(stream)
@@ -200,7 +199,6 @@ def test_sigterm_lets_short_requests_end_and_leaves_nothing(tmp_path):
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
         assert server.process.wait(DEADLINE_S) == 0
         wait_until_ended(engine_pid)
-        assert not socket_dir.exists()
         assert server.log.read_text() == "" or "building the engine" in server.log.read_text()
 
 
@@ -215,10 +213,9 @@ def test_ctrl_c_reaches_the_whole_group_and_ends_it_without_noise(tmp_path):
 
 def test_a_killed_server_takes_its_engine_with_it(tmp_path):
     with serving(tmp_path / "log") as server:
-        engine_pid, socket_dir = server.engine_pid, server.socket_dir
+        engine_pid = server.engine_pid
         server.process.kill()
         wait_until_ended(engine_pid)
-        assert not socket_dir.exists()
 
 
 def test_two_servers_that_start_at_once_share_one_build(tmp_path):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import signal
+import socket
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import zmq
-import zmq.asyncio
-
 from pelton.config import ExecutorConfig, RandomWeights, to_dict
 from pelton.engine import messages
+from pelton.engine.channel import ServerEnd, socket_pair
 from pelton.engine.messages import Ready, Stats
 from pelton.errors import EngineDeadError, RequestError, error_of_kind
 from pelton.types import Output, Request
@@ -35,16 +31,16 @@ class EngineClient:
     Make it with `await EngineClient.start(engine_dir, config)`. All methods belong to one event loop.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, folder: str):
+    def __init__(self, process: asyncio.subprocess.Process):
         self._process = process
-        self._socket = socket
-        self._folder = folder
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
         self._open: dict[str, set[int]] = {}  # request id -> completions whose end is not known here
         self._stats_waiters: list[asyncio.Future[Stats]] = []
         self._failure: str | None = None
         self._has_failed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._beginning: asyncio.Future[Ready | messages.Failed] = asyncio.get_running_loop().create_future()
+        self._watcher: asyncio.Task[None] | None = None
+        self._channel = ServerEnd(self._take)
         self.ready: Ready
 
     @classmethod
@@ -59,27 +55,24 @@ class EngineClient:
             EngineError, ConfigError, CapacityError: as the engine found on loading; EngineDeadError: it just died.
             MissingPartError: torch is not installed.
         """
-        folder = _private_folder()
+        ours, theirs = socket_pair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, *ENGINE, "--engine", str(engine_dir), "--socket", str(theirs.fileno()),
+                    "--config", json.dumps(to_dict(config)), *_weights_options(random_weights),
+                    pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.PIPE,
+                    start_new_session=True)  # its own session: Ctrl-C is for the server alone
+            except BaseException:
+                ours.close()
+                raise
+        client = cls(process)
         try:
-            address = f"ipc://{folder}/engine"
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *ENGINE, "--engine", str(engine_dir), "--address", address,
-                "--config", json.dumps(to_dict(config)), *_weights_options(random_weights),
-                stdin=asyncio.subprocess.PIPE, start_new_session=True)  # its own session: Ctrl-C is for the server
-            socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-            for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
-                socket.setsockopt(option, 0)
-            client = cls(process, socket, folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        try:
-            socket.connect(address)
-            client.ready = await client._wait_ready()
+            await client._connect(ours)
         except BaseException:
             await client._tear_down()
             raise
-        client._tasks = [asyncio.create_task(client._receive()), asyncio.create_task(client._watch())]
+        client._watcher = asyncio.create_task(client._watch())
         return client
 
     @property
@@ -100,8 +93,7 @@ class EngineClient:
         still_open = set(range(request.sampling_params.n))
         self._queues[request_id], self._open[request_id] = news, still_open
         try:
-            self._check_alive()
-            await self._socket.send(messages.encode_add(request))
+            self._channel.send(messages.encode_add(request))
             while still_open:
                 output = await news.get()
                 if output is None:
@@ -114,8 +106,7 @@ class EngineClient:
         finally:
             del self._queues[request_id], self._open[request_id]
             if still_open and self._failure is None:
-                # Not awaited: this may run while the task is being cancelled. The socket has no high-water mark.
-                self._socket.send(messages.encode(messages.Cancel(request_id)))
+                self._channel.send(messages.encode(messages.Cancel(request_id)))
 
     async def finish(self, request_id: str, index: int, num_tokens: int) -> None:
         """A stop string ended completion `index` after `num_tokens` output tokens; no more news of it follows."""
@@ -124,14 +115,14 @@ class EngineClient:
             still_open.discard(index)
             self._queues[request_id].put_nowait(None)
             if self._failure is None:
-                await self._socket.send(messages.encode(messages.Finish(request_id, index, num_tokens)))
+                self._channel.send(messages.encode(messages.Finish(request_id, index, num_tokens)))
 
     async def stats(self) -> Stats:
         """The engine's state at one moment between two steps."""
         self._check_alive()
         waiter: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
-        await self._send(messages.GetStats())
+        self._channel.send(messages.encode(messages.GetStats()))
         return await waiter
 
     async def shutdown(self) -> None:
@@ -139,8 +130,7 @@ class EngineClient:
         try:
             if self._failure is None:
                 self._failure = "it was shut down"
-                with contextlib.suppress(zmq.ZMQError):
-                    await self._socket.send(messages.encode(messages.Shutdown()))
+                self._channel.send(messages.encode(messages.Shutdown()))
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._process.wait(), SHUTDOWN_S)
         finally:
@@ -151,37 +141,30 @@ class EngineClient:
         if self._failure is not None:
             raise self._death()
 
-    async def _send(self, message: messages.ToEngine) -> None:
-        self._check_alive()
-        await self._socket.send(messages.encode(message))
-
-    async def _wait_ready(self) -> Ready:
-        await self._socket.send(messages.encode(messages.GetStats()))  # tells the engine who is asking
-        receive = asyncio.ensure_future(self._socket.recv())
+    async def _connect(self, ours: socket.socket) -> None:
+        """Waits until the engine has loaded, or says why it has not."""
+        await self._channel.open(ours)
         ended = asyncio.ensure_future(self._process.wait())
         try:
-            await asyncio.wait({receive, ended}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({receive}, timeout=LAST_WORDS_S)  # they may still be on the way
-            if not receive.done():
+            await asyncio.wait({self._beginning, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({self._beginning}, timeout=LAST_WORDS_S)  # they may still be on the way
+            if not self._beginning.done():
                 raise EngineDeadError(f"the engine process {_fate(ended.result())} while loading; "
                                       "what it said is above")
-            message = messages.decode_from_engine(receive.result())
         finally:
-            receive.cancel()
             ended.cancel()
+        message = self._beginning.result()
         if isinstance(message, messages.Failed):
             raise error_of_kind(message.kind, message.message, EngineDeadError)
-        assert isinstance(message, Ready)
-        return message
+        self.ready = message
 
-    async def _receive(self) -> None:
+    def _take(self, frame: bytes) -> None:
         try:
-            while True:
-                self._take(messages.decode_from_engine(await self._socket.recv()))
+            self._handle(messages.decode_from_engine(frame))
         except Exception as error:  # nothing more will come through: nobody may wait for it
             self._fail(f"it cannot be understood any more ({type(error).__name__}: {error})")
 
-    def _take(self, message: messages.FromEngine) -> None:
+    def _handle(self, message: messages.FromEngine) -> None:
         match message:
             case messages.Outputs(outputs):
                 for output in outputs:
@@ -193,6 +176,8 @@ class EngineClient:
                     waiter = self._stats_waiters.pop(0)
                     if not waiter.done():
                         waiter.set_result(message)
+            case Ready() | messages.Failed() if not self._beginning.done():
+                self._beginning.set_result(message)
             case messages.Failed(_, text):
                 self._fail(text)
 
@@ -220,25 +205,19 @@ class EngineClient:
         return EngineDeadError(f"the engine process has ended: {self._failure}")
 
     async def _tear_down(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        self._socket.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._channel.close()
         await self._process.wait()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watcher is not None:
+            await asyncio.gather(self._watcher, return_exceptions=True)
 
 
 def _weights_options(random_weights: RandomWeights | None) -> list[str]:
     return [] if random_weights is None else ["--random-weights", json.dumps(to_dict(random_weights))]
-
-
-def _private_folder() -> str:
-    """A folder of this user's own for a Unix socket, whose whole path must stay under 108 bytes."""
-    longest = 108 - len("/pelton-XXXXXXXX/engine") - 1
-    return tempfile.mkdtemp(prefix="pelton-", dir=None if len(os.fsencode(tempfile.gettempdir())) < longest else "/tmp")
 
 
 def _fate(code: int) -> str:

@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from pelton.engine.messages import Stats
@@ -54,8 +55,13 @@ class EngineLoop:
         self._arrivals = itertools.count()
         self._host_seconds: deque[float] = deque(maxlen=512)
 
-    def step(self) -> list[Output]:
-        """Launches one step if there is something to run, and returns the news of those that have finished."""
+    def step(self, tell: Callable[[list[Output]], None] | None = None) -> list[Output]:
+        """Launches one step if there is something to run, and returns the news of those that have finished.
+
+        Args:
+            tell: is given news as soon as it is known, while this step's tokens are still to be drawn; what it is
+                given is not returned.
+        """
         began = time.thread_time()  # this thread's own time: waiting for the device does not count
         news: list[Output] = []
         batch = self.scheduler.schedule()
@@ -64,6 +70,9 @@ class EngineLoop:
             return news
         step = self.runner.forward(batch)
         self._collect(news, keep=max(self._depth - 1, 0))
+        if tell is not None and news:
+            tell(news)
+            news = []
         self.runner.sample(step, self.scheduler.masks(batch))
         self._in_flight.append((batch, step))
         self.num_steps += 1

@@ -1,6 +1,6 @@
-"""What the server process and an engine process say to each other: msgpack over ZeroMQ, one Struct per message.
+"""What the server process and an engine process say to each other: msgpack, one Struct per message, over channel.py.
 
-The client's DEALER socket connects to the engine's ROUTER socket on a Unix socket. No message carries code.
+No message carries code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The engine process: `python -m pelton.engine.process`, started by `EngineClient`, one per replica.
 
-Orders come in and news goes out over one ZeroMQ ROUTER socket on a Unix socket (messages.py). The process ends when
-it is told to, or when its standard input closes, so that it never outlives the server that started it.
+Orders come in and news goes out over a socket that it inherits (channel.py, messages.py). The process ends when it is
+told to, or when its standard input closes, so that it never outlives the server that started it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,31 @@ import argparse
 import gc
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import msgspec
-import zmq
 
 from pelton.config import ExecutorConfig, RandomWeights, from_dict
 from pelton.engine import messages
+from pelton.engine.channel import EngineEnd, spin_seconds
 from pelton.engine.loop import EngineLoop, refusal
 from pelton.errors import PeltonError, RequestError, missing_part
 from pelton.lifeline import end_with_parent
 from pelton.types import Output, Request
 
+SERVER = 0
+"""The one client so far: the process that started this one."""
+
 
 class EngineService:
-    """Serves one loop to the clients of one socket. A request belongs to the client that sent it."""
+    """Serves one loop to the clients of one channel. A request belongs to the client that sent it."""
 
-    def __init__(self, loop: EngineLoop, socket: zmq.Socket):
+    def __init__(self, loop: EngineLoop, channel: EngineEnd):
         self._loop = loop
-        self._socket = socket
-        self._clients: dict[str, bytes] = {}  # request id -> who asked
+        self._channel = channel
+        self._clients: dict[str, int] = {}  # request id -> who asked
         self._open: dict[str, set[int]] = {}  # request id -> completions that have not ended
         self._is_stopping = False
 
@@ -38,22 +42,21 @@ class EngineService:
         """Steps until told to shut down, sleeping while there is nothing to do."""
         while not self._is_stopping:
             idle = not self._loop.has_work()
-            while self._socket.poll(None if idle else 0):
-                self._receive(self._socket.recv_multipart())
+            while self._channel.poll(wait=idle):
+                self._receive(*self._channel.receive())
                 idle = False
-            self._send(self._loop.step())
+            self._send(self._loop.step(self._send))
         self._send(self._loop.drain())
 
-    def _receive(self, frames: list[bytes]) -> None:
+    def _receive(self, client: int, frame: bytes) -> None:
         try:
-            client, frame = frames
             message = messages.decode_to_engine(frame)
         except (ValueError, msgspec.DecodeError) as error:  # a client of another version; nobody else is disturbed
             print(f"pelton engine: dropped an unreadable message: {error}", file=sys.stderr, flush=True)
             return
         self._handle(client, message)
 
-    def _handle(self, client: bytes, message: messages.ToEngine) -> None:
+    def _handle(self, client: int, message: messages.ToEngine) -> None:
         match message:
             case messages.Add(request):
                 self._add(client, request)
@@ -64,24 +67,24 @@ class EngineService:
                 self._loop.finish(request_id, index, num_tokens)
                 self._close(request_id, index)
             case messages.GetStats():
-                self._socket.send_multipart([client, messages.encode(self._loop.stats())])
+                self._channel.send(client, messages.encode(self._loop.stats()))
             case messages.Shutdown():
                 self._is_stopping = True
 
-    def _add(self, client: bytes, request: Request) -> None:
+    def _add(self, client: int, request: Request) -> None:
         try:
             if request.request_id in self._clients:  # its news must go on to whom it went before
                 raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
             self._loop.add(request)
         except Exception as error:
-            self._socket.send_multipart([client, messages.encode(messages.Outputs(refusal(request, error)))])
+            self._channel.send(client, messages.encode(messages.Outputs(refusal(request, error))))
             return
         self._clients[request.request_id] = client
         self._open[request.request_id] = set(range(request.sampling_params.n))
 
     def _send(self, outputs: list[Output]) -> None:
         """One message per client with all its news of the step."""
-        per_client: dict[bytes, list[Output]] = {}
+        per_client: dict[int, list[Output]] = {}
         for output in outputs:
             client = self._clients.get(output.request_id)
             if client is not None:
@@ -89,7 +92,7 @@ class EngineService:
                 if output.finish_reason is not None:
                     self._close(output.request_id, output.index)
         for client, news in per_client.items():
-            self._socket.send_multipart([client, messages.encode(messages.Outputs(news))])
+            self._channel.send(client, messages.encode(messages.Outputs(news)))
 
     def _close(self, request_id: str, index: int) -> None:
         still_open = self._open.get(request_id, set())
@@ -106,27 +109,27 @@ def main(argv: list[str] | None = None) -> int:
     """Loads an engine and serves it; the exit code is 1 if it could not be loaded."""
     parser = argparse.ArgumentParser(prog="pelton.engine.process")
     parser.add_argument("--engine", required=True)
-    parser.add_argument("--address", required=True, help="ipc:// address to bind")
+    parser.add_argument("--socket", type=int, required=True, help="number of the open file that is the server's socket")
     parser.add_argument("--config", default="{}", help="ExecutorConfig as JSON")
     parser.add_argument("--random-weights", help="RandomWeights as JSON; --engine then is a model's folder")
     args = parser.parse_args(argv)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # whoever stops a whole group means the server, which asks us to stop
-    socket = _bind(args.address)
-    client, _hello = socket.recv_multipart()
+    end_with_parent()
+    channel = EngineEnd([socket.socket(fileno=args.socket)], spin_s=spin_seconds())
 
     def tell_end(error: Exception) -> None:
         kind = type(error).__name__
         message = str(error) if isinstance(error, PeltonError) else f"{kind}: {error}"
-        socket.send_multipart([client, messages.encode(messages.Failed(kind, message))])
+        channel.send(SERVER, messages.encode(messages.Failed(kind, message)))
 
     loop = None
     try:
         loop = _load(args)
-        socket.send_multipart([client, messages.encode(_ready_message(loop))])
+        channel.send(SERVER, messages.encode(_ready_message(loop)))
         gc.collect()
         gc.freeze()  # what was loaded stays: collections while serving need not look at it again
-        EngineService(loop, socket).run()
+        EngineService(loop, channel).run()
     except ModuleNotFoundError as error:
         tell_end(missing_part(error) or error)
         return 1
@@ -137,8 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         tell_end(error)
         raise
     finally:
-        socket.close()
-        zmq.Context.instance().term()
+        channel.close()
         if loop is not None:  # last, as it waits for the device, which may be what failed
             loop.close()
     return 0
@@ -159,23 +161,6 @@ def _ready_message(loop: EngineLoop) -> messages.Ready:
     return messages.Ready(max_seq_len=limits.max_seq_len, max_input_len=limits.max_input_len,
                           max_batch_size=limits.max_batch_size, num_blocks=limits.num_blocks,
                           tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, eos_ids=loop.end_ids)
-
-
-def _bind(address: str) -> zmq.Socket:
-    """The socket of the engine; its file and folder go with the parent if that cannot remove them itself."""
-    file = Path(address.removeprefix("ipc://"))
-
-    def remove() -> None:
-        file.unlink(missing_ok=True)
-        file.parent.rmdir()
-
-    end_with_parent(remove)
-    socket = zmq.Context.instance().socket(zmq.ROUTER)
-    socket.setsockopt(zmq.SNDHWM, 0)  # the queue limit bounds what can be outstanding
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, 1000)
-    socket.bind(address)
-    return socket
 
 
 if __name__ == "__main__":
