@@ -65,6 +65,7 @@ class PromptFactory:
         self.correction = correction
         self._first_words: Iterator[str] | None = None
         self._used: set[tuple[int, ...]] = set()
+        self._first_ids: dict[str, int] = {}
         self.first_tokens_unique = True
 
     @cached_property
@@ -133,8 +134,14 @@ class PromptFactory:
                           "try another size or the completions endpoint with token_ids")
 
     def _try_ids(self, size: int) -> Prompt | None:
-        row = [self._vocabulary.encode_plain(word)[0] for word in self._draw(size)]
+        row = [self._first_id(word) for word in self._draw(size)]
         return Prompt("", row, size) if self._claim(row) else None
+
+    def _first_id(self, word: str) -> int:
+        """The word's first token; kept, for encoding a word at a time costs more than sending the request."""
+        if word not in self._first_ids:
+            self._first_ids[word] = self._vocabulary.encode_plain(word)[0]
+        return self._first_ids[word]
 
     def _try_text(self, size: int) -> Prompt | None:
         before, after = self._frame
