@@ -7,6 +7,7 @@ replaces predictions by what it measured. The KV cache takes a share of what the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ GRAPH_NODE_BYTES = 2048
 """Device memory of one kernel node: its parameters and launch descriptor, as the driver rounds them."""
 LIBRARY_WORKSPACE_BYTES = 32 * MIB
 """What torch hands cuBLAS on Hopper (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8 and more)."""
+LINEAR_WORKSPACE_BYTES = 72 * MIB
+"""Partial sums of the products of few rows, on a GPU of up to 140 multiprocessors (kernels/linear/workspace.py)."""
 MAX_ATTENTION_SPLITS = 16
 """Parts a sequence's keys are cut into for decode; each leaves a partial sum in float32."""
 GPU_RESERVE_BYTES = 3 * GIB // 2
@@ -36,6 +39,8 @@ cuBLAS 0.7 (both measured); the rest is for compiled kernels and the allocator's
 CPU_RESERVE_SHARE = 0.25
 """Of main memory: the system, other processes, and the page cache that the weights are read through."""
 
+_ITEMS = ("weights_bytes", "activations_bytes", "graphs_bytes", "workspace_bytes", "sampling_state_bytes",
+          "reserve_bytes")
 _DERIVED = ("kv_blocks_bytes", "kv_tokens", "free_bytes")
 
 
@@ -73,8 +78,7 @@ class Ledger:
     @property
     def fixed_bytes(self) -> int:
         """Everything but the KV cache."""
-        return (self.weights_bytes + self.activations_bytes + self.graphs_bytes + self.workspace_bytes
-                + self.sampling_state_bytes + self.reserve_bytes)
+        return sum(getattr(self, name) for name in _ITEMS)
 
     @property
     def free_bytes(self) -> int:
@@ -92,14 +96,28 @@ class Ledger:
                  "reserve": self.reserve_bytes, "KV blocks": self.kv_blocks_bytes}
         return ", ".join(f"{name} {_gib(num_bytes)}" for name, num_bytes in items.items())
 
-    def require_fit(self, num_tokens: int) -> None:
-        """Raises CapacityError unless the KV cache holds one sequence of `num_tokens` tokens."""
+    def to_lines(self) -> list[str]:
+        """The items in bytes, one a line."""
+        items = {name.removesuffix("_bytes").replace("_", " "): getattr(self, name)
+                 for name in (*_ITEMS, "kv_blocks_bytes", "free_bytes")}
+        items["unused"] = items.pop("free")
+        return [f"{name:<15}{num_bytes:>18,}" for name, num_bytes in items.items()]
+
+    def require_fit(self, num_tokens: int, would_fit: Callable[[], Sequence[str]] = tuple) -> None:
+        """Raises CapacityError unless the KV cache holds one sequence of `num_tokens` tokens.
+
+        Args:
+            would_fit: asked then for changes that would each alone make it fit.
+        """
         if self.num_sequences(num_tokens) < 1:
+            mends = would_fit()
+            mend = f"what would fit, each alone: {', '.join(mends)}" if mends else \
+                "lower max_seq_len, max_batch_size or max_num_tokens, or use a larger device"
             raise CapacityError(
                 f"memory: {_gib(self.fixed_bytes)} of {_gib(self.memory_bytes)} GiB go to weights and the rest "
                 f"({self.describe()}), which leaves {max(self.num_blocks, 0)} KV blocks of {self.tokens_per_block} "
                 f"tokens; one sequence of {num_tokens} tokens needs {math.ceil(num_tokens / self.tokens_per_block)}; "
-                "lower max_seq_len, max_batch_size or max_num_tokens, or use a larger device")
+                f"{mend}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, derived sizes included for the reader."""
@@ -152,6 +170,44 @@ def predict_ledger(model: ModelConfig, build: BuildConfig, hardware: physics.Har
                   tokens_per_block=build.tokens_per_block, **fixed)
 
 
+def what_would_fit(model: ModelConfig, build: BuildConfig, ledger_of: Callable[..., Ledger],
+                   choices: Mapping[str, Sequence[Any]]) -> list[tuple[str, Any, Ledger]]:
+    """Single changes after which one sequence of max_seq_len fits: (name, value, ledger), one per name.
+
+    Args:
+        ledger_of: the ledger with one argument changed.
+        choices: values of each argument, gentlest first.
+    """
+    found = []
+    for name, values in choices.items():
+        for value in values:
+            ledger = ledger_of(**{name: value})
+            max_seq_len = value if name == "max_seq_len" else resolve_max_seq_len(model, build)
+            if ledger.num_sequences(max_seq_len) >= 1:
+                found.append((name, value, ledger))
+                break
+    return found
+
+
+def in_words(changes: list[tuple[str, Any, Ledger]]) -> list[str]:
+    """Changes that would make a model fit, as `what_would_fit` found them."""
+    return [f"weights in {value} ({_gib(ledger.weights_bytes)} GiB)" if name == "weight_dtype" else
+            f"{name} {value} ({value} GPUs)" if name == "tp_size" else f"{name} {value}"
+            for name, value, ledger in changes]
+
+
+def fit_choices(model: ModelConfig, build: BuildConfig) -> dict[str, list[Any]]:
+    """What may be changed to make a model fit on a GPU, see `what_would_fit`; tp_size divides the KV heads."""
+    max_seq_len = resolve_max_seq_len(model, build)
+    return {
+        "max_batch_size": [size for size in (64, 16) if size < build.max_batch_size],
+        "max_num_tokens": [size for size in (2048, 512) if build.max_batch_size <= size < build.max_num_tokens],
+        "weight_dtype": ["fp8", "int4-wo"],
+        "tp_size": [size for size in (2, 4, 8) if model.num_kv_heads % size == 0],
+        "max_seq_len": [length for length in (16384, 8192, 4096, 2048, 1024) if length < max_seq_len],
+    }
+
+
 def activation_bytes(model: ModelConfig, build: BuildConfig, *, element_bytes: int, tp_size: int = 1) -> int:
     """Bytes alive at the widest place of a step of max_num_tokens, plus the float32 logits of the sampled rows.
 
@@ -174,11 +230,16 @@ def graph_bytes(model: ModelConfig) -> int:
     return NUM_GRAPHS * model.num_layers * KERNELS_PER_LAYER * GRAPH_NODE_BYTES
 
 
-def gpu_workspace_bytes(model: ModelConfig, build: BuildConfig, tp_size: int = 1) -> int:
-    """Scratch of matrix products and of split attention."""
+def gpu_workspace_bytes(model: ModelConfig, build: BuildConfig, tp_size: int = 1, *,
+                        linear_bytes: int = LINEAR_WORKSPACE_BYTES) -> int:
+    """Scratch of matrix products, the library's and ours, and of split attention.
+
+    Args:
+        linear_bytes: of our products on the GPU that is meant, if it is known.
+    """
     heads = math.ceil(model.num_heads / tp_size)
     rows = min(build.max_batch_size, MAX_GRAPH_TOKENS)
-    return LIBRARY_WORKSPACE_BYTES + rows * heads * MAX_ATTENTION_SPLITS * (model.head_dim + 2) * 4
+    return LIBRARY_WORKSPACE_BYTES + linear_bytes + rows * heads * MAX_ATTENTION_SPLITS * (model.head_dim + 2) * 4
 
 
 def _gib(num_bytes: int) -> str:

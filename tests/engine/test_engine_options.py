@@ -12,7 +12,8 @@ from pelton.build.prepare import ensure_engine
 from pelton.checkpoint.hub import shipped_model
 from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig, ParallelConfig
 from pelton.engine.options import resolve_engine, split_options
-from pelton.errors import CheckpointError, ConfigError, EngineDeadError, MissingPartError
+from pelton.errors import CapacityError, CheckpointError, ConfigError, EngineDeadError, MissingPartError
+from pelton.host import Gpu
 from pelton.manifest import read_manifest
 
 
@@ -94,3 +95,11 @@ def test_errors_of_the_child_come_back_as_they_are(tmp_path, monkeypatch, capfd)
     with pytest.raises(EngineDeadError, match="ended with code 7"):
         in_child(tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_too_large_for_the_gpu_is_refused_before_it_is_loaded(monkeypatch):
+    gpu = Gpu(name="NVIDIA H200", architecture="sm_90", memory_bytes=2**37, free_bytes=2**30, driver="580")
+    monkeypatch.setattr("pelton.engine.options.first_gpu", lambda: gpu)
+    with pytest.raises(CapacityError, match=r"memory: .*\(weights 0\.02, activations .*KV blocks 0\.00\)"):
+        resolve_engine("pelton-tiny", {})
+    assert resolve_engine("pelton-tiny", {"device": "cpu"})[1].device == "cpu"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pelton.config import BuildConfig, Dtype, ModelConfig, ParallelConfig
 from pelton.errors import ConfigError
 from pelton.host import Gpu, first_gpu, memory_bytes
-from pelton.ledger import Ledger, predict_ledger
+from pelton.ledger import Ledger, fit_choices, in_words, predict_ledger, resolve_max_seq_len, what_would_fit
 from pelton.models.weights import stage_layers
 from pelton.physics import Hardware
 
@@ -50,11 +50,25 @@ def engine_ledger(model: ModelConfig, options: BuildConfig, parallel: ParallelCo
     """What one rank of the engine will need on this machine; with several stages, the longest.
 
     Two tables of the vocabulary count there although each stands on another stage, so it errs upwards.
+
+    Raises:
+        CapacityError: one sequence of max_seq_len does not fit the GPU; the text says what would. Without a GPU
+            nothing is refused: the engine may be meant for another machine.
     """
     longest = len(stage_layers(model.num_layers, pp_rank=0, pp_size=parallel.pp_size))
     stage = dataclasses.replace(model, num_layers=longest, layer_kinds=model.layer_kinds[:longest])
-    return predict_ledger(stage, options, _device(gpu), weight_dtype=dtype,
-                          kv_cache_dtype=resolve_kv_dtype(options, dtype), tp_size=parallel.tp_size)
+
+    def ledger_of(*, weight_dtype: str = dtype, tp_size: int = parallel.tp_size, **change: Any) -> Ledger:
+        return predict_ledger(stage, dataclasses.replace(options, **change), _device(gpu), weight_dtype=weight_dtype,
+                              kv_cache_dtype=resolve_kv_dtype(options, dtype), tp_size=tp_size)
+
+    ledger = ledger_of()
+    if gpu is not None:
+        choices = fit_choices(stage, options)
+        choices["tp_size"] = [size for size in choices["tp_size"] if size > parallel.tp_size]
+        ledger.require_fit(resolve_max_seq_len(stage, options),
+                           lambda: in_words(what_would_fit(stage, options, ledger_of, choices)))
+    return ledger
 
 
 def _device(gpu: Gpu | None) -> Hardware:

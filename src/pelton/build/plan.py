@@ -13,7 +13,7 @@ from pelton import physics
 from pelton.build.limits import resolve_limits
 from pelton.config import BuildConfig, ModelConfig
 from pelton.errors import ConfigError
-from pelton.ledger import Ledger, predict_ledger, resolve_max_seq_len
+from pelton.ledger import Ledger, fit_choices, predict_ledger, what_would_fit
 from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
 from pelton.physics import HARDWARE, Hardware, Limit, Roofline, find_hardware
@@ -172,25 +172,17 @@ def make_plan(model: ModelConfig, hardware: Hardware, options: PlanOptions) -> P
 
 def remedies(model: ModelConfig, hardware: Hardware, options: PlanOptions) -> tuple[str, ...]:
     """Single changes to the options after which one sequence of max_seq_len fits, gentlest first."""
-    max_seq_len = resolve_max_seq_len(model, options.build)
-    choices: dict[str, list[Any]] = {
-        "max_batch_size": [size for size in (64, 16) if size < options.max_batch_size],
-        "kv_cache_dtype": ["fp8"],
-        "weight_dtype": ["fp8", "int4-wo"],
-        "tp_size": [size for size in (2, 4, 8) if size > options.tp_size and _can_split(model, size)],
-        "max_seq_len": [length for length in (16384, 8192, 4096, 2048, 1024) if length < max_seq_len],
-    }
+    choices = fit_choices(model, options.build)
+    choices["tp_size"] = [size for size in (2, 4, 8) if size > options.tp_size and _can_split(model, size)]
+    choices = {"max_batch_size": choices.pop("max_batch_size"), "kv_cache_dtype": ["fp8"], **choices}
     if hardware.architecture == "cpu":
         del choices["tp_size"]
-    found = []
-    for name, values in choices.items():
-        for value in values:
-            changed = dataclasses.replace(options, **{"input_len": None, "output_len": None, name: value})
-            ledger = _ledger(model, hardware, changed)
-            if ledger.num_sequences(resolve_max_seq_len(model, changed.build)) >= 1:
-                found.append(f"--{name.replace('_', '-')} {value}")
-                break
-    return tuple(found)
+
+    def ledger_of(**change: Any) -> Ledger:
+        return _ledger(model, hardware, dataclasses.replace(options, input_len=None, output_len=None, **change))
+
+    return tuple(f"--{name.replace('_', '-')} {value}"
+                 for name, value, _ in what_would_fit(model, options.build, ledger_of, choices))
 
 
 def _ledger(model: ModelConfig, hardware: Hardware, options: PlanOptions) -> Ledger:

@@ -15,6 +15,7 @@ from pelton.build.limits import resolve_limits
 from pelton.config import BuildConfig, ParallelConfig, to_dict
 from pelton.errors import ConfigError
 from pelton.host import Gpu
+from pelton.ledger import Ledger
 from pelton.manifest import (
     LEDGER_NAME,
     MANIFEST_NAME,
@@ -89,8 +90,6 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
     opened = open_input(source, options.dtype, parallel)
     limits, gpu = resolve_limits(options, opened.config), find_gpu(device)
     ledger = engine_ledger(opened.config, options, opened.parallel, dtype=opened.dtype, gpu=gpu)
-    if gpu is not None:
-        ledger.require_fit(limits.max_seq_len)
     with staged_output(out, marker=MANIFEST_NAME, num_bytes=input_bytes(opened), remedy=remedy) as staging:
         (staging / TOKENIZER_DIR).mkdir()
         opened.copy_tokenizer(staging / TOKENIZER_DIR)
@@ -158,6 +157,9 @@ def run_build(options: BuildOptions) -> int:
         print(json.dumps(_summary(manifest, out, seconds, tuning)))
         return 0
     print_tuning(tuning)
+    ledger = Ledger.from_json(json.loads((out / LEDGER_NAME).read_bytes()), where=LEDGER_NAME)
+    print(f"memory of {'one rank' if manifest.parallel.world_size > 1 else 'the engine'}, bytes:",
+          *ledger.to_lines(), sep="\n  ")
     num_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     print(f"{out}: {manifest.model.architecture} for {manifest.gpu_name or manifest.gpu}, {manifest.dtype}, "
           f"{num_bytes / 1e9:.3f} GB, {_tuning_text(manifest, tuning)}; {seconds:.1f} s")

@@ -11,6 +11,9 @@ from pelton.build.limits import resolve_limits
 from pelton.build.prepare import ensure_engine
 from pelton.config import BuildConfig, ExecutorConfig, RandomWeights, from_dict
 from pelton.errors import ConfigError
+from pelton.host import first_gpu
+from pelton.manifest import read_manifest
+from pelton.runner.memory import refuse_too_large
 
 
 def resolve_engine(model: str, options: dict[str, Any], *, in_child: bool = False) -> tuple[Path, ExecutorConfig]:
@@ -23,10 +26,14 @@ def resolve_engine(model: str, options: dict[str, Any], *, in_child: bool = Fals
 
     Raises:
         ConfigError: an option is unknown, of the wrong type or out of range. CheckpointError, EngineError: the model
-        is refused.
+        is refused. CapacityError: the GPU has no room for it.
     """
     config, run = split_options(options)
-    return ensure_engine(model, config, device=run.device, builder=build_in_child if in_child else None), run
+    engine_dir = ensure_engine(model, config, device=run.device, builder=build_in_child if in_child else None)
+    manifest, gpu = read_manifest(engine_dir), None if run.device == "cpu" else first_gpu()
+    if gpu is not None and manifest.parallel.world_size == 1:
+        refuse_too_large(manifest, run, gpu)  # now, as the process that loads it imports torch first
+    return engine_dir, run
 
 
 def resolve_random(model: str, options: dict[str, Any], *, seed: int = 0) -> tuple[Path, RandomWeights, ExecutorConfig]:

@@ -1,17 +1,24 @@
 """The number of KV blocks, from what is free; refusals that name their mend."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from pelton.config import ExecutorConfig, KvCacheConfig, ModelConfig
+from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig, ModelConfig, ParallelConfig
 from pelton.errors import CapacityError, ConfigError
-from pelton.manifest import Limits
+from pelton.hashing import FileEntry
+from pelton.host import Gpu
+from pelton.kernels.linear.workspace import Workspace, workspace_bytes
+from pelton.ledger import LINEAR_WORKSPACE_BYTES
+from pelton.manifest import Limits, Manifest
+from pelton.models.decoder import resident_bytes
 from pelton.physics import GIB, MIB
 from pelton.runner import memory
 from pelton.runner.limits import narrow
-from pelton.runner.memory import available_bytes, plan_memory
+from pelton.runner.memory import available_bytes, plan_memory, refuse_too_large
 
 MODEL = ModelConfig(architecture="LlamaForCausalLM", vocab_size=1000, hidden_size=256, intermediate_size=512,
                     num_layers=8, num_heads=8, num_kv_heads=4, head_dim=32, max_position_embeddings=4096)
@@ -20,8 +27,9 @@ BLOCK_BYTES = 64 * 2 * 8 * 4 * 32 * 2
 CPU = torch.device("cpu")
 
 
-def plan(monkeypatch, free_bytes, kv=None, limits=LIMITS, **changes):
+def plan(monkeypatch, free_bytes, kv=None, limits=LIMITS, linear_bytes=0, **changes):
     monkeypatch.setattr(memory, "available_bytes", lambda device: (64 * GIB, free_bytes))
+    monkeypatch.setattr(memory, "_linear_workspace_bytes", lambda device: linear_bytes)
     options = {"weights_bytes": 10 * MIB, "dtype": "bfloat16", "kv_dtype": "bfloat16", "device": CPU}
     return plan_memory(MODEL, limits, kv or KvCacheConfig(), **options | changes)
 
@@ -75,10 +83,63 @@ def test_too_little_for_one_sequence_is_refused(monkeypatch):
         plan(monkeypatch, 5 * MIB)
 
 
-def test_weights_count_in_the_type_they_are_multiplied_in(monkeypatch):
-    for native, expected in ((torch.bfloat16, 10 * MIB), (torch.float32, 20 * MIB)):
-        monkeypatch.setattr(memory, "native_dtype", lambda dtype, native=native: native)
-        assert plan(monkeypatch, 32 * GIB).weights_bytes == expected
+def test_weights_count_in_the_layouts_of_their_kernels(monkeypatch):
+    assert plan(monkeypatch, 32 * GIB).weights_bytes == resident_bytes(MODEL, torch.bfloat16, implementation="cpu")
+    gpu = plan(monkeypatch, 32 * GIB, device=torch.device("cuda"))
+    assert gpu.weights_bytes == 10 * MIB
+
+
+def test_a_gpus_ledger_holds_the_workspace_of_its_products(monkeypatch):
+    """The prediction covers the largest GPU of the table of hardware that was tried; a runner counts exactly."""
+    assert workspace_bytes(132) <= LINEAR_WORKSPACE_BYTES
+    made = Workspace(132, torch.empty(132 * 8, 128 * 128, device="meta"), torch.empty(132 * 8, 128, device="meta"),
+                     torch.empty(1 << 14, dtype=torch.int32, device="meta"))
+    assert workspace_bytes(132) == made.num_bytes
+    small, large = (plan(monkeypatch, 32 * GIB, device=torch.device("cuda"), linear_bytes=size)
+                    for size in (0, workspace_bytes(132)))
+    assert large.workspace_bytes - small.workspace_bytes == workspace_bytes(132)
+
+
+LLAMA_70B = ModelConfig(architecture="LlamaForCausalLM", vocab_size=128256, hidden_size=8192, intermediate_size=28672,
+                        num_layers=80, num_heads=64, num_kv_heads=8, head_dim=128, max_position_embeddings=131072,
+                        dtype="bfloat16")
+
+
+def large_manifest(**limits) -> Manifest:
+    return Manifest(
+        pelton_version="0", created_at="", source="org/model", options=BuildConfig(), model=LLAMA_70B,
+        parallel=ParallelConfig(), limits=dataclasses.replace(LIMITS, max_seq_len=8192, max_input_len=8191, **limits),
+        dtype="bfloat16", kv_cache_dtype="bfloat16", gpu="sm_90", is_tuned=False,
+        files={"weights-0.safetensors": FileEntry(size_bytes=141_107_412_992, chunks=())})
+
+
+def gpu_of(free_gib: float) -> Gpu:
+    return Gpu(name="NVIDIA H200", architecture="sm_90", memory_bytes=140 * GIB, free_bytes=int(free_gib * GIB),
+               driver="580")
+
+
+def test_a_model_too_large_is_refused_with_what_would_fit():
+    with pytest.raises(CapacityError, match=r"weights 131\.42, activations .* workspace .* KV blocks 0\.00") as caught:
+        refuse_too_large(large_manifest(), ExecutorConfig(), gpu_of(120))
+    text = str(caught.value)
+    assert "what would fit, each alone: weights in fp8 (67.69 GiB), tp_size 2 (2 GPUs)" in text
+    refuse_too_large(large_manifest(), ExecutorConfig(), gpu_of(139.5))
+
+
+def test_a_batch_too_large_is_refused_with_one_that_would_fit():
+    manifest = large_manifest(max_batch_size=4096, max_num_tokens=8192)
+    with pytest.raises(CapacityError, match=r"what would fit, each alone: max_batch_size 64, "):
+        refuse_too_large(manifest, ExecutorConfig(), gpu_of(138.5))
+    refuse_too_large(manifest, ExecutorConfig(max_batch_size=64), gpu_of(138.5))
+    with pytest.raises(ConfigError, match="max_batch_size must be at most 4096"):
+        refuse_too_large(manifest, ExecutorConfig(max_batch_size=5000), gpu_of(139))
+
+
+def test_refusing_takes_no_torch():
+    code = ("import sys\n"
+            "from pelton.runner.memory import refuse_too_large\n"
+            "assert 'torch' not in sys.modules and 'triton' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_available_memory_of_this_machine():

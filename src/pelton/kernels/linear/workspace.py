@@ -38,6 +38,11 @@ class Workspace:
         return num_parts * part_size <= self.partials.numel() and num_parts * num_rows <= self.sums.numel()
 
 
+def workspace_bytes(num_sms: int) -> int:
+    """What the workspace of a device with so many multiprocessors takes."""
+    return 4 * (num_sms * MAX_PARTS_PER_SM * (MAX_TILE + MAX_ROWS) + MAX_TILES)
+
+
 @functools.cache
 def workspace(device: torch.device) -> Workspace:
     """The device's workspace, made when first asked for: before any graph is captured."""
