@@ -25,7 +25,7 @@ from pelton.runner.slots import Slots
 
 MAX_TOKENS = 1024
 """From here on the GPU takes longer than the host needs to launch a step's kernels."""
-MAX_DECODED_LEN = 1024
+MAX_DECODED_LEN = 512
 """Beyond it, a sequence's keys are too many for the one program per key head that a tile gets."""
 _LEAST_ROWS = 4
 _MOST_ROWS = 64
