@@ -29,8 +29,13 @@ WORDS = (" steady", " wheel", " turning", " under", " falling", " water", " all"
 def _count_words(body: dict[str, Any]) -> int:
     prompt = body.get("prompt")
     if prompt is None:
-        prompt = " ".join(m["content"] for m in body["messages"])
+        prompt = " ".join(_content_text(m["content"]) for m in body["messages"])
     return len(prompt) if isinstance(prompt, list) else len(prompt.split())
+
+
+def _content_text(content: str | list[dict[str, Any]]) -> str:
+    """A message's text, given whole or in parts."""
+    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +154,9 @@ class _Connection(asyncio.Protocol):
             self._route(method, path, rest[:length])
 
     def _route(self, method: str, path: str, body: bytes) -> None:
-        if (method, path) == ("GET", "/v1/models"):
+        if (method, path) == ("GET", "/health"):
+            self._reply(200, {})
+        elif (method, path) == ("GET", "/v1/models"):
             entry = {"id": self._behaviour.model, "object": "model", "owned_by": "pelton"}
             if self._behaviour.root is not None:
                 entry["root"] = self._behaviour.root
@@ -232,7 +239,7 @@ class _Connection(asyncio.Protocol):
             return
         self._send_event(answer.chunk(delta={}, finish_reason="length"))
         if answer.includes_usage:
-            self._send_event(msgspec.json.encode({"choices": [], "usage": answer.usage}))
+            self._send_event(answer.usage_chunk())
         self._send_event(b"[DONE]")
         self._transport.write(b"0\r\n\r\n")
         self._end_answer()
@@ -293,13 +300,21 @@ class _Answer:
             choice["delta"] = delta
         else:
             choice["text"] = delta.get("content", "")
-        return msgspec.json.encode({"model": self._model, "choices": [choice], **extra})
+        return msgspec.json.encode({**self._head(".chunk"), "choices": [choice], **extra})
+
+    def usage_chunk(self) -> bytes:
+        return msgspec.json.encode({**self._head(".chunk"), "choices": [], "usage": self.usage})
+
+    def _head(self, suffix: str) -> dict[str, Any]:
+        """What every object of the protocol begins with; some clients refuse one without."""
+        kind = f"chat.completion{suffix}" if self.is_chat else "text_completion"
+        return {"id": "calibration", "object": kind, "created": 0, "model": self._model}
 
     def whole(self) -> dict[str, Any]:
         text = self._text(0, self.num_tokens)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         choice |= {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        return {"model": self._model, "choices": [choice], "usage": self.usage}
+        return {**self._head(""), "choices": [choice], "usage": self.usage}
 
 
 @contextmanager
