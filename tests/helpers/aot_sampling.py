@@ -1,5 +1,7 @@
 """Launches of the sampler and of decode rows, to be compiled ahead of time (helpers/triton_aot.py)."""
 
+from functools import partial
+
 import torch
 
 from pelton.kernels.decode_rows import triton as decode_rows
@@ -7,17 +9,21 @@ from pelton.kernels.decode_rows.reference import DecodeBuffers
 from pelton.kernels.sampling import triton as sampler
 from pelton.kernels.sampling.state import SlotParams
 
-_VOCAB_SIZE = 152064
+_VOCAB_SIZES = {"llama-3": 128_256, "qwen2.5": 151_936, "gpt-2, rows of odd length": 50_257, "gemma-2": 256_000}
 _NUM_ROWS = 3
 
 
-def _rows():
-    state = SlotParams(8, _VOCAB_SIZE, torch.device("cpu"))
+def _rows(vocab_size=152_064):
+    state = SlotParams(8, vocab_size, torch.device("cpu"))
     return state.rows(torch.arange(_NUM_ROWS), torch.arange(_NUM_ROWS, dtype=torch.int32))
 
 
-def _logits():
-    return torch.zeros(_NUM_ROWS, _VOCAB_SIZE)
+def _logits(vocab_size=152_064):
+    return torch.zeros(_NUM_ROWS, vocab_size)
+
+
+def _draw(vocab_size, truncates):
+    sampler.sample(_logits(vocab_size), _rows(vocab_size), truncates=truncates)
 
 
 def _fill():
@@ -27,8 +33,8 @@ def _fill():
 
 
 CASES = {
-    "draw": lambda: sampler.sample(_logits(), _rows(), truncates=False),
-    "draw-kept": lambda: sampler.sample(_logits(), _rows(), truncates=True),
+    **{f"draw, {name}": partial(_draw, size, False) for name, size in _VOCAB_SIZES.items()},
+    **{f"draw of kept sets, {name}": partial(_draw, size, True) for name, size in _VOCAB_SIZES.items()},
     "penalties": lambda: sampler.adjust(_logits(), _rows(), bias=None, banned=None, has_penalties=True),
     "logprobs": lambda: sampler.logprobs(_logits(), torch.arange(2), torch.arange(2), 20),
     "decode-rows": _fill,

@@ -16,6 +16,7 @@ from pelton.kernels.sampling.random import exponentials as cpu_exponentials
 from pelton.kernels.sampling.random import token_word
 from pelton.kernels.sampling.reference import SamplingRow
 from pelton.kernels.sampling.state import SlotParams
+from pelton.kernels.sampling.triton_plan import NEAR, NO_WINDOW, WIDE
 from pelton.kernels.sampling.triton_random import block_words, log2_exponentials
 from pelton.types import SamplingParams
 
@@ -70,6 +71,54 @@ def test_several_chunks(kind):
     rows = [SamplingRow(params=p, prompt_ids=(1, 2), seed=i) for i, p in enumerate(params)]
     logits = make_logits(kind, len(rows), vocab_size, torch.Generator().manual_seed(5))
     drawn = draw(logits, rows)
+    for i, row in enumerate(rows):
+        assert_same_draw(logits[i], row, int(drawn[i]))
+
+
+class _Recorder:
+    """Passes launches on and keeps the plans and window sizes of the last one."""
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            self.plans, self.sizes = args[7].tolist(), args[8].tolist()
+            return self._kernel[grid](*args, **kwargs)
+        return launch
+
+
+_WINDOWS = [  # parameters, the kind of window for peaked logits and for flat ones
+    (SamplingParams(top_k=20), NEAR, NEAR), (SamplingParams(top_k=1), NEAR, NEAR),
+    (SamplingParams(top_p=0.5), NEAR, WIDE), (SamplingParams(top_p=0.5, min_p=0.5), NEAR, NEAR),
+    (SamplingParams(top_p=0.9, min_p=0.03), NEAR, WIDE),
+    (SamplingParams(top_k=3000), WIDE, WIDE), (SamplingParams(top_k=5900, temperature=3.0), WIDE, WIDE),
+    (SamplingParams(top_p=0.9, temperature=4.0), WIDE, WIDE), (SamplingParams(min_p=0.05), WIDE, WIDE),
+    (SamplingParams(top_k=20, top_p=0.9, min_p=0.01), NEAR, NEAR),
+    (SamplingParams(top_k=3000, top_p=0.9), NO_WINDOW, NO_WINDOW), (SamplingParams(), NO_WINDOW, NO_WINDOW),
+]
+
+
+@pytest.mark.parametrize("kind", ["peaked", "flat", "all_equal", "tied", "masked"])
+def test_windows(kind, monkeypatch):
+    """Rows longer than their windows: the end lies in a small part of the row, or the whole row is searched."""
+    vocab_size, capacity = 6001, 1600
+    monkeypatch.setattr(sampler, "window_capacity", lambda vocab_size: capacity)
+    recorder = _Recorder(sampler.finish_kernel)
+    monkeypatch.setattr(sampler, "finish_kernel", recorder)
+    seed = np.random.SeedSequence().entropy % 2**32
+    print("seed", seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows = [SamplingRow(params=params, prompt_ids=(1, 2), seed=seed + i) for i, (params, _, _) in enumerate(_WINDOWS)]
+    logits = make_logits(kind, len(rows), vocab_size, generator) / 3
+    if kind == "peaked":
+        logits -= 2 * torch.log1p(torch.rand(logits.shape, generator=generator).argsort(dim=-1).float())
+    elif kind == "masked":
+        logits[:, torch.rand(vocab_size, generator=generator) < 0.998] = -math.inf
+    drawn = draw(logits, rows)
+    if kind in ("peaked", "flat"):
+        assert [plan[2] for plan in recorder.plans] == [kinds[kind == "flat"] for _, *kinds in _WINDOWS]
+        assert all(size <= capacity for size, plan in zip(recorder.sizes, recorder.plans) if plan[2] != NO_WINDOW)
     for i, row in enumerate(rows):
         assert_same_draw(logits[i], row, int(drawn[i]))
 

@@ -57,27 +57,28 @@ def sample(logits: Tensor, rows: DeviceRows, *, truncates: bool) -> Tensor:
     num_chunks = triton.cdiv(vocab_size, CHUNK)
     chunks = triton.next_power_of_2(num_chunks)
     capacity = window_capacity(vocab_size) if truncates else 0
-    stats, best_ids = _empty(logits, num_rows, NUM_STATS, num_chunks), _ints(logits, num_rows, num_chunks)
+    stats, best_places = _empty(logits, num_rows, NUM_STATS, num_chunks), _ints(logits, num_rows, num_chunks)
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     parameters = (rows.slots, rows.positions, rows.params, rows.seeds)
     group_maxima = _empty(logits, num_rows, num_chunks, NUM_LANES) if truncates else None
     scan_kernel[(num_rows, num_chunks)](
-        logits, *parameters, stats, best_ids, group_maxima, logits.stride(0), vocab_size, num_chunks,
+        logits, *parameters, stats, best_places, group_maxima, logits.stride(0), vocab_size, num_chunks,
         HAS_TRUNCATED=truncates, num_warps=4)
     window = (None,) * 4
     if truncates:
         window = (torch.empty(num_rows, PLAN_WIDTH, dtype=torch.int64, device=logits.device), _ints(logits, num_rows),
                   _empty(logits, num_rows, capacity), _ints(logits, num_rows, capacity))
+        near_lanes = _ints(logits, num_rows, num_chunks, NUM_LANES)
         sample_step = triton.cdiv(vocab_size, _SAMPLE)
         plan_kernel[(num_rows,)](
-            logits, rows.slots, rows.params, stats, group_maxima, *window[:2], logits.stride(0), vocab_size, num_chunks,
-            sample_step, capacity, CHUNKS=chunks, GROUPS=chunks * NUM_LANES,
+            logits, rows.slots, rows.params, stats, group_maxima, near_lanes, *window[:2], logits.stride(0), vocab_size,
+            num_chunks, sample_step, capacity, CHUNKS=chunks, GROUPS=chunks * NUM_LANES,
             SAMPLE=min(_SAMPLE, triton.next_power_of_2(vocab_size)), num_warps=16)
         window_kernel[(num_rows, num_chunks)](
-            logits, *parameters, stats, best_ids, group_maxima, *window, logits.stride(0), vocab_size, num_chunks,
-            capacity, CHUNKS=chunks, num_warps=4)
+            logits, *parameters, stats, best_places, group_maxima, near_lanes, *window, logits.stride(0), vocab_size,
+            num_chunks, capacity, CHUNKS=chunks, num_warps=4)
     finish_kernel[(num_rows,)](
-        logits, *parameters, stats, best_ids, *window, tokens, rows.last_tokens, rows.counts, logits.stride(0),
+        logits, *parameters, stats, best_places, *window, tokens, rows.last_tokens, rows.counts, logits.stride(0),
         vocab_size, num_chunks, capacity, HAS_TRUNCATED=truncates, HAS_COUNTS=rows.counts is not None, CHUNKS=chunks,
         num_warps=8 if truncates else 4)
     return tokens

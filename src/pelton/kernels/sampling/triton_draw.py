@@ -2,8 +2,9 @@
 window's and the last one.
 
 A draw is argmax(log2 p - log2 exponential). The exponential of the uniform v is at least v, so log2 p - log2 v bounds
-a token's score from above at half the price. A chunk hands on the token with the best bound and the second best bound;
-the last launch scores the former exactly and looks at a chunk again only where the latter might still win.
+a token's score from above at half the price. A chunk hands on the place (one of the 512 of a run; eight tokens share
+it) with the best bound and the best bound of another place; the last launch scores the eight exactly and looks at a
+chunk again only where another place might still win.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from pelton.kernels.sampling.triton_rows import (
     NUM_LANES,
     NUM_RUNS,
     TEMPERATURE,
-    best_of,
     chunk_offsets,
     finite,
     is_truncated,
@@ -38,8 +38,9 @@ NUM_STATS = 7
 LARGEST = tl.constexpr(0)
 """Its largest logit."""
 BEST = tl.constexpr(1)
-"""The best bound of a score among the tokens that take part in the race; best_ids has its token."""
+"""The best bound of a score among the tokens that take part in the race; best_places has its place."""
 SECOND = tl.constexpr(2)
+"""The best bound of another place."""
 MASS = tl.constexpr(3)
 """Sum of 2**((logit - largest) · sharpness), of rows that truncate."""
 COUNT_ABOVE = tl.constexpr(4)
@@ -66,25 +67,21 @@ def takes_part(scores, largest, sharp, last, min_p):
 
 @triton.jit
 def race(row_logits, chunk, vocab_size, largest, sharp, position, seed, last, min_p, IS_RESTRICTED: tl.constexpr):
-    """The best bound among a chunk's tokens, its token, and the second best bound, relative to `largest`."""
+    """The best bound among a chunk's tokens, its place, and the best one of another place, relative to `largest`."""
     lanes = tl.arange(0, _LANES)
-    best = tl.full([_LANES, 4], float("-inf"), tl.float32)
-    second = best
-    best_ids = tl.zeros([_LANES, 4], tl.int32)
+    least = tl.full([_LANES, 4], float("inf"), tl.float32)  # of the bounds' negatives: one instruction less a token
     for run in tl.static_range(_RUNS):
         block = chunk * (_CHUNK // 4) + run * _LANES + lanes
         ids = block[:, None] * 4 + tl.arange(0, 4)[None, :]
         scores = tl.load(row_logits + ids, mask=ids < vocab_size, other=float("-inf"))
-        bounds = (scores - largest) * sharp - log2(uniforms(block_words(block.to(tl.uint32), position, seed)))
+        times = (largest - scores) * sharp + log2(uniforms(block_words(block.to(tl.uint32), position, seed)))
         if IS_RESTRICTED:
-            bounds = tl.where(takes_part(scores, largest, sharp, last, min_p), bounds, float("-inf"))
-        second = tl.maximum(second, tl.minimum(best, bounds))
-        best_ids = tl.where(bounds > best, ids, best_ids)
-        best = tl.maximum(best, bounds)
-    top = tl.max(tl.max(best, 1), 0)
-    token = tl.min(tl.min(tl.where(best == top, best_ids, NO_TOKEN), 1), 0)
-    others = tl.maximum(second, tl.where(best_ids == token, float("-inf"), best))
-    return top, token, tl.max(tl.max(others, 1), 0)
+            times = tl.where(takes_part(scores, largest, sharp, last, min_p), times, float("inf"))
+        least = tl.minimum(least, times)
+    places = lanes[:, None] * 4 + tl.arange(0, 4)[None, :]
+    first = tl.min(tl.min(least, 1), 0)
+    place = tl.min(tl.min(tl.where(least == first, places, NO_TOKEN), 1), 0)
+    return -first, place, -tl.min(tl.min(tl.where(places == place, float("inf"), least), 1), 0)
 
 
 @triton.jit
@@ -107,7 +104,7 @@ def race_exactly(row_logits, chunk, vocab_size, largest, sharp, position, seed, 
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
-def scan_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids, group_maxima, row_stride, vocab_size,
+def scan_kernel(logits, slots, positions, slot_params, seeds, stats, best_places, group_maxima, row_stride, vocab_size,
                 num_chunks, HAS_TRUNCATED: tl.constexpr):
     """One chunk of one row: the likeliest token of a greedy one, the race of one that draws from all tokens, and what
     the plan of one that truncates needs. Grid [R, chunks].
@@ -119,38 +116,42 @@ def scan_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids, g
         slot_params: [slots, NUM_PARAMS] int32.
         seeds: [slots] int64.
         stats: [R, NUM_STATS, chunks] float32.
-        best_ids: [R, chunks] int32.
+        best_places: [R, chunks] int32: as BEST says; of a greedy row its likeliest token.
         group_maxima: [R, chunks, lanes] float32, the largest logit of each lane, if HAS_TRUNCATED.
     """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
-    slot = tl.load(slots + row)
     row_logits = logits + row * row_stride
     ids = chunk * _CHUNK + chunk_offsets()
     scores = tl.load(row_logits + ids, mask=ids < vocab_size, other=float("-inf"))
+    # All that is loaded is asked for before anything is waited for.
+    slot = tl.load(slots + row)
+    position = tl.load(positions + row)
+    seed = tl.load(seeds + slot)
+    temperature = param(slot_params, slot, TEMPERATURE)
+    sharp = sharpness(slot_params, slot)
+    is_cut = is_truncated(slot_params, slot, vocab_size)
     lane_largest = tl.max(tl.max(scores, 2), 0)
     largest = tl.max(lane_largest, 0)
-    sharp = sharpness(slot_params, slot)
     tl.store(stat(stats, row, LARGEST, num_chunks) + chunk, largest)
     if HAS_TRUNCATED:  # noqa: SIM102  what is constant when compiled stands alone
-        if is_truncated(slot_params, slot, vocab_size):
+        if is_cut:
             at = (row * num_chunks + chunk) * _LANES + tl.arange(0, _LANES)
             tl.store(group_maxima + at, lane_largest)
             mass = tl.sum(tl.sum(tl.sum(exp2((scores - finite(largest)) * sharp), 2), 0), 0)
             tl.store(stat(stats, row, MASS, num_chunks) + chunk, mass)
             return
-    if param(slot_params, slot, TEMPERATURE) > 0.0:
-        best, token, second = race(row_logits, chunk, vocab_size, finite(largest), sharp, tl.load(positions + row),
-                                   tl.load(seeds + slot), 0, 0.0, False)
+    if temperature > 0.0:
+        best, place, second = race(row_logits, chunk, vocab_size, finite(largest), sharp, position, seed, 0, 0.0, False)
         tl.store(stat(stats, row, BEST, num_chunks) + chunk, best)
         tl.store(stat(stats, row, SECOND, num_chunks) + chunk, second)
     else:
-        token = tl.min(tl.min(tl.min(tl.where(scores == largest, ids, NO_TOKEN), 2), 0), 0)
-    tl.store(best_ids + row * num_chunks + chunk, token)
+        place = tl.min(tl.min(tl.min(tl.where(scores == largest, ids, NO_TOKEN), 2), 0), 0)
+    tl.store(best_places + row * num_chunks + chunk, place)
 
 
 @triton.jit
-def finish_race(row_logits, stats, best_ids, row, shift, is_there, num_chunks, vocab_size, largest, sharp, position,
+def finish_race(row_logits, stats, best_places, row, shift, is_there, num_chunks, vocab_size, largest, sharp, position,
                 seed, last, min_p, CHUNKS: tl.constexpr):
     """The winner of a race from its chunks' bounds: score and token.
 
@@ -161,11 +162,15 @@ def finish_race(row_logits, stats, best_ids, row, shift, is_there, num_chunks, v
     lanes = tl.arange(0, CHUNKS)
     bests = tl.load(stat(stats, row, BEST, num_chunks) + lanes, mask=is_there, other=float("-inf"))
     bounds = tl.load(stat(stats, row, SECOND, num_chunks) + lanes, mask=is_there, other=float("-inf")) + shift
-    ids = tl.load(best_ids + row * num_chunks + lanes, mask=is_there, other=0)
-    has_token = bests > float("-inf")
-    logits = tl.load(row_logits + ids, mask=has_token, other=float("-inf"))
+    places = tl.load(best_places + row * num_chunks + lanes, mask=is_there & (bests > float("-inf")), other=_CHUNK)
+    run_starts = lanes[:, None] * _CHUNK + tl.arange(0, _RUNS)[None, :] * (4 * _LANES)
+    ids = run_starts + places[:, None]  # [CHUNKS, runs]
+    is_raced = (ids < vocab_size) & (places < _CHUNK)[:, None]
+    logits = tl.load(row_logits + ids, mask=is_raced, other=float("-inf"))
     scores = (logits - largest) * sharp - log2_exponentials(token_words(ids, position, seed))
-    best, token = best_of(tl.where(has_token, scores, float("-inf")), ids)
+    scores = tl.where(is_raced & takes_part(logits, largest, sharp, last, min_p), scores, float("-inf"))
+    best = tl.max(tl.max(scores, 1), 0)
+    token = tl.min(tl.min(tl.where(scores == best, ids, NO_TOKEN), 1), 0)
     bound = tl.max(bounds, 0)
     # A bound's rounding stays far below this wherever it can still win.
     while (bound > float("-inf")) & (bound + 1e-4 >= best):

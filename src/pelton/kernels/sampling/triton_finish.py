@@ -21,13 +21,13 @@ from pelton.kernels.sampling.triton_rows import (
 
 
 @triton.jit(do_not_specialize=["num_chunks", "capacity"])
-def finish_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids, plans, window_sizes, window_values,
+def finish_kernel(logits, slots, positions, slot_params, seeds, stats, best_places, plans, window_sizes, window_values,
                   window_ids, tokens, last_tokens, counts, row_stride, vocab_size, num_chunks, capacity,
                   HAS_TRUNCATED: tl.constexpr, HAS_COUNTS: tl.constexpr, CHUNKS: tl.constexpr):
     """Each row's token becomes its slot's last one, and is counted. Grid [R].
 
     Args:
-        stats, best_ids: of scan_kernel and window_kernel.
+        stats, best_places: of scan_kernel and window_kernel.
         plans, window_sizes, window_values, window_ids: of plan_kernel and window_kernel, if HAS_TRUNCATED.
         tokens: [R] int64.
         last_tokens: [slots] int64.
@@ -40,19 +40,19 @@ def finish_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids,
     sharp = sharpness(slot_params, slot)
     chunk_largest, largest = row_largest(stats, row, num_chunks, CHUNKS)
     chunks = tl.arange(0, CHUNKS)
-    ids = tl.load(best_ids + row * num_chunks + chunks, mask=chunks < num_chunks, other=NO_TOKEN)
+    ids = tl.load(best_places + row * num_chunks + chunks, mask=chunks < num_chunks, other=NO_TOKEN)
     token = tl.min(tl.where(chunk_largest == tl.max(chunk_largest, 0), ids, NO_TOKEN), 0)
     is_whole = param(slot_params, slot, TEMPERATURE) > 0.0
     if HAS_TRUNCATED:
         is_whole = is_whole & (is_truncated(slot_params, slot, vocab_size) == 0)
         if is_truncated(slot_params, slot, vocab_size):
-            token = draw_kept(row_logits, slot_params, slot, row, stats, best_ids, plans, window_sizes, window_values,
-                              window_ids, chunk_largest, largest, sharp, tl.load(positions + row),
+            token = draw_kept(row_logits, slot_params, slot, row, stats, best_places, plans, window_sizes,
+                              window_values, window_ids, chunk_largest, largest, sharp, tl.load(positions + row),
                               tl.load(seeds + slot), vocab_size, num_chunks, capacity, CHUNKS)
     if is_whole:
         shift = (finite(chunk_largest) - largest) * sharp
         no_window = tl.full([], 0, tl.uint32)
-        _, token = finish_race(row_logits, stats, best_ids, row, shift, chunks < num_chunks, num_chunks, vocab_size,
+        _, token = finish_race(row_logits, stats, best_places, row, shift, chunks < num_chunks, num_chunks, vocab_size,
                                largest, sharp, tl.load(positions + row), tl.load(seeds + slot), no_window, 0.0, CHUNKS)
     token = tl.minimum(token, vocab_size - 1).to(tl.int64)  # without any number among the logits there is no best
     tl.store(tokens + row, token)

@@ -5,8 +5,8 @@ ends, and min_p takes away tokens of it. Before the row is read a second time, a
 end will lie, with few enough tokens in it to be gathered:
 
 - from the K-th largest of the lanes' maxima up, for a small top_k (at least K tokens are there, hardly more) and where
-  those tokens have the mass that top_p wants: then only their lanes are read again;
-- else around the end that a sample of every F-th run of 16 tokens has, five standard deviations to each side.
+  those tokens have the mass that top_p wants: then only their lanes are read again (near);
+- else around the end that a sample of every F-th run of 16 tokens has, five standard deviations to each side (wide).
 
 A window that turns out wrong or too small costs time, not correctness: the last launch then searches the whole row.
 """
@@ -34,14 +34,19 @@ from pelton.kernels.sampling.triton_rows import (
     sharpness,
 )
 
-PLAN_WIDTH = 3
-"""int64 per row: the window's first key, its last one, whether there is a window at all."""
+PLAN_WIDTH = 4
+"""int64 per row: the window's first key, its last one, the kind of window, the number of lanes near the end."""
+NO_WINDOW, NEAR, WIDE = 0, 1, 2
+"""Kinds: none; the tokens of the lanes that are listed, with nothing above; those of all chunks."""
 _PLAN_WIDTH = tl.constexpr(PLAN_WIDTH)
+_NO_WINDOW = tl.constexpr(NO_WINDOW)
+_NEAR = tl.constexpr(NEAR)
+_WIDE = tl.constexpr(WIDE)
 _LANES = tl.constexpr(NUM_LANES)
 _NUM_LIKELIEST = tl.constexpr(1024)
 """Lanes that are looked at for top_p first."""
-_NUM_STEPS = tl.constexpr(20)
-"""Of a search: the window's ends are found to within 2**-20 of the range of keys."""
+_NUM_STEPS = tl.constexpr(16)
+"""Of a search: the window's ends are found to within 2**-16 of the range of keys."""
 _RUN = tl.constexpr(16)
 FIRST_FINITE = 0x00800000
 """The key after that of -inf."""
@@ -79,6 +84,25 @@ def _search(keys, weights, lowest, highest, wanted):
 
 
 @triton.jit
+def _search_both(keys, weights, lowest, highest, more, less):
+    """The first key of the search for `more` and the one after the last of that for `less`, in one go."""
+    low = lowest
+    low_stop = highest
+    high = lowest
+    high_stop = highest
+    for _ in range(_NUM_STEPS):
+        lower = low + (low_stop - low) // 2
+        upper = high + (high_stop - high) // 2
+        lower_weight = tl.sum(tl.where(keys >= lower.to(tl.uint32), weights, 0.0), 0)
+        upper_weight = tl.sum(tl.where(keys >= upper.to(tl.uint32), weights, 0.0), 0)
+        low = tl.where((lower_weight >= more) & (low_stop - low > 1), lower, low)
+        low_stop = tl.where((lower_weight < more) & (low_stop - low > 1), lower, low_stop)
+        high = tl.where((upper_weight >= less) & (high_stop - high > 1), upper, high)
+        high_stop = tl.where((upper_weight < less) & (high_stop - high > 1), upper, high_stop)
+    return low, high_stop
+
+
+@triton.jit
 def _sampled_window(row_logits, slot_params, slot, vocab_size, largest, sharp, mass, sample_step,
                     SAMPLE: tl.constexpr):
     """The window around the end that a sample of the row has.
@@ -96,8 +120,10 @@ def _sampled_window(row_logits, slot_params, slot, vocab_size, largest, sharp, m
     probs = tl.where(is_there, exp2((scores - largest) * sharp), 0.0)
     weights = tl.where(probs >= param(slot_params, slot, MIN_P), probs, 0.0)
     dropped = probs - weights
-    variance = tl.sum(dropped * dropped, 0)
-    tail = (mass * share - tl.sum(dropped, 0)) * (1.0 - param(slot_params, slot, TOP_P))
+    mass_dropped = tl.sum(dropped, 0)
+    dropped_share = 1.0 - param(slot_params, slot, TOP_P)
+    variance = (tl.sum(dropped * dropped, 0) - mass_dropped * mass_dropped / num) * dropped_share * dropped_share
+    tail = (mass * share - mass_dropped) * dropped_share
     if has_top_k(slot_params, slot, vocab_size):
         weights = is_there.to(tl.float32)
         variance = 0.0
@@ -112,18 +138,19 @@ def _sampled_window(row_logits, slot_params, slot, vocab_size, largest, sharp, m
     variance += tl.sum(tl.where(is_below, weights * weights, 0.0), 0) - below * below / num
     largest_below = tl.max(tl.where(is_below, weights, 0.0), 0)
     error = 5.0 * tl.sqrt(tl.maximum(variance, 0.0)) + 4.0 * largest_below
-    low, _ = _search(keys, weights, lowest, highest, wanted + error)
-    _, high = _search(keys, weights, lowest, highest, wanted - error)
-    return tl.where(error >= tail, 0, low), tl.where(wanted - error <= 0.0, _LAST_KEY, high)
+    low, last = _search_both(keys, weights, lowest, highest, wanted + error, wanted - error)
+    return tl.where(error >= tail, 0, low), tl.where(wanted - error <= 0.0, _LAST_KEY, last)
 
 
 @triton.jit(do_not_specialize=["num_chunks", "sample_step", "capacity"])
-def plan_kernel(logits, slots, slot_params, stats, group_maxima, plans, window_sizes, row_stride, vocab_size,
-                num_chunks, sample_step, capacity, CHUNKS: tl.constexpr, GROUPS: tl.constexpr, SAMPLE: tl.constexpr):
+def plan_kernel(logits, slots, slot_params, stats, group_maxima, near_lanes, plans, window_sizes, row_stride,
+                vocab_size, num_chunks, sample_step, capacity, CHUNKS: tl.constexpr, GROUPS: tl.constexpr,
+                SAMPLE: tl.constexpr):
     """The window of each row that truncates. Grid [R].
 
     Args:
         stats, group_maxima: of scan_kernel.
+        near_lanes: [R, chunks · lanes] int32, the lanes that a near window lies in.
         plans: [R, PLAN_WIDTH] int64.
         window_sizes: [R] int32, set to 0.
         capacity: tokens that a window has room for.
@@ -132,6 +159,7 @@ def plan_kernel(logits, slots, slot_params, stats, group_maxima, plans, window_s
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     if is_truncated(slot_params, slot, vocab_size) == 0:
+        tl.store(plans + row * _PLAN_WIDTH + 2, _NO_WINDOW)
         return
     row_logits = logits + row * row_stride
     sharp = sharpness(slot_params, slot)
@@ -142,7 +170,8 @@ def plan_kernel(logits, slots, slot_params, stats, group_maxima, plans, window_s
     chunk_largest, largest = row_largest(stats, row, num_chunks, CHUNKS)
     low = tl.full([], 0, tl.int64)
     last = tl.full([], _LAST_KEY, tl.int64)
-    has_window = tl.full([], 1, tl.int64)
+    kind = tl.full([], _WIDE, tl.int64)
+    num_near = tl.full([], 0, tl.int64)
     if (cuts_by_count == 0) & (top_p >= 1.0):
         # min_p alone: no window; what lies below a bound on the likeliest dropped score need not be read.
         bound = largest + log2(min_p) / sharp
@@ -171,10 +200,18 @@ def plan_kernel(logits, slots, slot_params, stats, group_maxima, plans, window_s
             low = tl.full([], _FIRST_FINITE, tl.int64)
             is_enough = True
         if is_enough == 0:
-            has_window = 1 - (cuts_by_count & (top_p < 1.0)).to(tl.int64)  # two ends, maybe far apart
+            if cuts_by_count & (top_p < 1.0):  # two ends, maybe far apart
+                kind = tl.full([], _NO_WINDOW, tl.int64)
             low, last = _sampled_window(row_logits, slot_params, slot, vocab_size, largest, sharp, mass, sample_step,
                                         SAMPLE)
+        else:
+            kind = tl.full([], _NEAR, tl.int64)
+            is_near = (keys >= low.to(tl.uint32)) & (index < num_chunks * _LANES)
+            places = tl.cumsum(is_near.to(tl.int32), 0) - 1
+            tl.store(near_lanes + row * num_chunks * _LANES + places, index, mask=is_near)
+            num_near = tl.sum(is_near.to(tl.int32), 0).to(tl.int64)
     tl.store(plans + row * _PLAN_WIDTH, low)
     tl.store(plans + row * _PLAN_WIDTH + 1, last)
-    tl.store(plans + row * _PLAN_WIDTH + 2, has_window)
+    tl.store(plans + row * _PLAN_WIDTH + 2, kind)
+    tl.store(plans + row * _PLAN_WIDTH + 3, num_near)
     tl.store(window_sizes + row, 0)

@@ -15,12 +15,11 @@ from pelton.kernels.sampling.triton_draw import (
     race,
     stat,
 )
-from pelton.kernels.sampling.triton_plan import PLAN_WIDTH, row_largest
+from pelton.kernels.sampling.triton_plan import NEAR, NO_WINDOW, PLAN_WIDTH, row_largest
 from pelton.kernels.sampling.triton_rows import (
     MIN_P,
     NUM_LANES,
     NUM_RUNS,
-    is_truncated,
     keys_of,
     param,
     probs_of,
@@ -28,6 +27,9 @@ from pelton.kernels.sampling.triton_rows import (
 )
 
 _PLAN_WIDTH = tl.constexpr(PLAN_WIDTH)
+_NO_WINDOW = tl.constexpr(NO_WINDOW)
+_NEAR = tl.constexpr(NEAR)
+_NEAR_LANES = tl.constexpr(32)
 _LANES = tl.constexpr(NUM_LANES)
 _RUNS = tl.constexpr(NUM_RUNS)
 _CHUNK = tl.constexpr(NUM_RUNS * NUM_LANES * 4)
@@ -58,25 +60,50 @@ def _gather(row_logits, chunk, vocab_size, is_near, low, last, num_by_lane, valu
         places += tl.sum(is_wanted, 1)
 
 
+@triton.jit
+def _gather_near(row_logits, near_lanes, start, num_near, vocab_size, low, values, value_ids, size, capacity):
+    """Appends the tokens of some of the listed lanes that are not below the window to it."""
+    index = start + tl.arange(0, _NEAR_LANES)
+    lanes = tl.load(near_lanes + index, mask=index < num_near, other=0)
+    firsts = lanes // _LANES * _CHUNK + lanes % _LANES * 4
+    ids = firsts[:, None, None] + (tl.arange(0, _RUNS) * (4 * _LANES))[None, :, None] + tl.arange(0, 4)[None, None, :]
+    is_there = (ids < vocab_size) & (index < num_near)[:, None, None]
+    scores = tl.load(row_logits + ids, mask=is_there, other=float("-inf"))
+    is_wanted = is_there & (keys_of(scores) >= low)
+    by_run = tl.sum(is_wanted.to(tl.int32), 2)
+    by_lane = tl.sum(by_run, 1)
+    first = tl.atomic_add(size, tl.sum(by_lane, 0), sem="relaxed")
+    places = (first + tl.cumsum(by_lane, 0) - by_lane)[:, None] + tl.cumsum(by_run, 1) - by_run
+    at = places[:, :, None] + tl.cumsum(is_wanted.to(tl.int32), 2) - 1
+    is_stored = is_wanted & (at < capacity)
+    tl.store(values + at, scores, mask=is_stored)
+    tl.store(value_ids + at, ids, mask=is_stored)
+
+
 @triton.jit(do_not_specialize=["num_chunks", "capacity"])
-def window_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids, group_maxima, plans, window_sizes,
-                  window_values, window_ids, row_stride, vocab_size, num_chunks, capacity, CHUNKS: tl.constexpr):
+def window_kernel(logits, slots, positions, slot_params, seeds, stats, best_places, group_maxima, near_lanes, plans,
+                  window_sizes, window_values, window_ids, row_stride, vocab_size, num_chunks, capacity,
+                  CHUNKS: tl.constexpr):
     """One chunk of one row. Grid [R, chunks].
 
     Args:
-        stats, best_ids, group_maxima: as in scan_kernel; the race's and what lies above the window are filled in.
-        plans, window_sizes: of plan_kernel; the sizes count also what had no room.
+        stats, best_places, group_maxima: as in scan_kernel; the race's and what lies above the window are filled in.
+        near_lanes, plans, window_sizes: of plan_kernel; the sizes count also what had no room.
         window_values, window_ids: [R, capacity] float32 and int32.
     """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
-    slot = tl.load(slots + row)
-    if is_truncated(slot_params, slot, vocab_size) == 0:
-        return
-    if tl.load(plans + row * _PLAN_WIDTH + 2) == 0:
-        return
     low = tl.load(plans + row * _PLAN_WIDTH).to(tl.uint32)
     last = tl.load(plans + row * _PLAN_WIDTH + 1).to(tl.uint32)
+    kind = tl.load(plans + row * _PLAN_WIDTH + 2)
+    num_near = tl.load(plans + row * _PLAN_WIDTH + 3).to(tl.int32)
+    if kind == _NO_WINDOW:
+        return
+    if kind == _NEAR:
+        for start in range(chunk * _NEAR_LANES, num_near, num_chunks * _NEAR_LANES):
+            _gather_near(logits + row * row_stride, near_lanes + row * num_chunks * _LANES, start, num_near, vocab_size,
+                         low, window_values + row * capacity, window_ids + row * capacity, window_sizes + row, capacity)
+        return
     is_near = keys_of(tl.load(group_maxima + (row * num_chunks + chunk) * _LANES + tl.arange(0, _LANES))) >= low
     num_above = 0.0
     mass_above = 0.0
@@ -85,6 +112,7 @@ def window_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids,
     second = float("-inf")
     if tl.max(is_near.to(tl.int32), 0) > 0:
         row_logits = logits + row * row_stride
+        slot = tl.load(slots + row)
         _, largest = row_largest(stats, row, num_chunks, CHUNKS)
         sharp = sharpness(slot_params, slot)
         min_p = param(slot_params, slot, MIN_P)
@@ -109,9 +137,9 @@ def window_kernel(logits, slots, positions, slot_params, seeds, stats, best_ids,
             _gather(row_logits, chunk, vocab_size, is_near, low, last, num_by_lane, window_values + row * capacity,
                     window_ids + row * capacity, window_sizes + row, capacity)
         if num_above > 0.0:
-            best, token, second = race(row_logits, chunk, vocab_size, largest, sharp, tl.load(positions + row),
+            best, place, second = race(row_logits, chunk, vocab_size, largest, sharp, tl.load(positions + row),
                                        tl.load(seeds + slot), last, min_p, True)
-            tl.store(best_ids + row * num_chunks + chunk, token)
+            tl.store(best_places + row * num_chunks + chunk, place)
     tl.store(stat(stats, row, COUNT_ABOVE, num_chunks) + chunk, num_above)
     tl.store(stat(stats, row, MASS_ABOVE, num_chunks) + chunk, mass_above)
     tl.store(stat(stats, row, MASS_SEEN, num_chunks) + chunk, mass_seen)
