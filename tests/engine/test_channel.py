@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+import uvloop
 
 from pelton.engine.channel import EngineEnd, FrameReader, ServerEnd, framed, socket_pair
 
@@ -31,7 +32,8 @@ def test_messages_come_whole_however_the_bytes_are_cut(seed):
     assert got == messages
 
 
-def test_both_ends_exchange_messages(pair):
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_both_ends_exchange_messages(pair, loop_factory):
     ours, theirs = pair
     there, back = random_messages(1, 60), random_messages(2, 60)
 
@@ -64,7 +66,8 @@ def test_both_ends_exchange_messages(pair):
         end.close()
         return await engine, got
 
-    assert asyncio.run(run()) == (there, back)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(run()) == (there, back)
 
 
 def test_a_server_that_does_not_read_holds_up_nobody():
