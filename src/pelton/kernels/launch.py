@@ -74,19 +74,21 @@ def describe(args: tuple[Any, ...], are_specialized: list[bool]) -> tuple[list[A
     assert len(args) == len(are_specialized), "every parameter that is no constant is given by its place"
     key: list[Any] = []
     values: list[Any] = []
+    add, pass_on = key.append, values.append
     for arg, is_specialized in zip(args, are_specialized):
         kind = type(arg)
-        if kind is Tensor or isinstance(arg, Tensor):
+        if kind is Tensor:
             address = arg.data_ptr()
-            key += (arg.dtype, is_specialized and address % 16 == 0)
-            values.append(address)
+            pass_on(address)
+            add(arg.dtype)
+            add(is_specialized and address % 16 == 0)
             continue
-        values.append(arg)
+        pass_on(arg)
         if kind is int:
             special = 0 if not is_specialized else 16 if arg % 16 == 0 else int(arg == 1)
-            key.append(special if arg in _INT32 else ("wide", special, arg >= 2**63))
+            add(special if arg in _INT32 else ("wide", special, arg >= 2**63))
         elif arg is None or kind is float or kind is bool:
-            key.append(kind)
+            add(kind)
         elif hasattr(arg, "block_shape"):  # a tensor descriptor, Triton's or Gluon's
             key += (kind, arg.base.dtype, *arg.block_shape, getattr(arg, "layout", None))
         else:

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pelton.kernels.integers import ceil_div, next_power_of_2
 from pelton.kernels.launch import launch
 
 
@@ -39,7 +40,7 @@ def act_mul(gate_up: Tensor, kind: str) -> Tensor:
     assert gate_up.is_contiguous()
     num_rows, num_columns = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, num_columns, dtype=gate_up.dtype, device=gate_up.device)
-    block = min(1024, triton.next_power_of_2(num_columns))
-    launch(act_mul_kernel, (num_rows, triton.cdiv(num_columns, block)), gate_up, out, num_columns, KIND=kind,
+    block = min(1024, next_power_of_2(num_columns))
+    launch(act_mul_kernel, (num_rows, ceil_div(num_columns, block)), gate_up, out, num_columns, KIND=kind,
            BLOCK=block)
     return out

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -20,6 +19,7 @@ from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.attention.triton_decode import WORK_WIDTH, assign_kernel, decode_kernel
 from pelton.kernels.attention.triton_prefill import prefill_kernel
 from pelton.kernels.gpu_features import LARGE_SHARED_BYTES, GpuFeatures, gpu_features
+from pelton.kernels.integers import next_power_of_2
 from pelton.kernels.launch import launch
 
 _MAX_PROGRAMS_PER_PROCESSOR = 4
@@ -72,11 +72,11 @@ class Shape:
 
     @property
     def dim_pad(self) -> int:
-        return max(16, triton.next_power_of_2(self.head_dim))
+        return max(16, next_power_of_2(self.head_dim))
 
     @property
     def group_pad(self) -> int:
-        return max(16, triton.next_power_of_2(self.group))
+        return max(16, next_power_of_2(self.group))
 
     @classmethod
     def of(cls, pool: Tensor, num_heads: int) -> Shape:

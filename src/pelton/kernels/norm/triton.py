@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.kernels.gpu_features import gpu_features
+from pelton.kernels.integers import next_power_of_2
 from pelton.kernels.launch import launch
 
 
@@ -43,7 +44,7 @@ def rms_norm_kernel(x, residual, weight, out, total, width, x_stride, eps, BLOCK
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor, total: Tensor | None) -> None:
     width = weight.shape[0]
     num_rows = x.numel() // width
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     is_dependent = gpu_features(x.device).can_launch_early
     options = {"launch_pdl": True} if is_dependent else {}
     launch(rms_norm_kernel, (num_rows,), x, residual, weight, out, total, width, x.stride(0), eps, BLOCK=block,

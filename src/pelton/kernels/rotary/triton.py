@@ -9,6 +9,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.gpu_features import gpu_features
+from pelton.kernels.integers import ceil_div, next_power_of_2
 from pelton.kernels.launch import launch
 
 Angles = tuple[Tensor, Tensor]
@@ -31,9 +32,9 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
     assert qkv.shape[1] == num_all_heads * head_dim
     cos, sin = angles
     half_dim = cos.shape[1]
-    half_pad = triton.next_power_of_2(half_dim)
+    half_pad = next_power_of_2(half_dim)
     rest_dim = head_dim - 2 * half_dim
-    grid = (num_tokens, triton.cdiv(num_all_heads, _HEADS_PER_PROGRAM))
+    grid = (num_tokens, ceil_div(num_all_heads, _HEADS_PER_PROGRAM))
     is_dependent = gpu_features(qkv.device).can_launch_early
     options = {"launch_pdl": True} if is_dependent else {}
     launch(
@@ -41,7 +42,7 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
         qkv, cos, sin, pool, meta.slot_mapping, q_norm, k_norm, pool.shape[1] * 2 * num_kv_heads,
         layer * 2 * num_kv_heads, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF_DIM=half_dim, HALF_PAD=half_pad,
-        REST_PAD=triton.next_power_of_2(rest_dim) if rest_dim else 0, TOKENS_PER_BLOCK=tokens_per_block,
+        REST_PAD=next_power_of_2(rest_dim) if rest_dim else 0, TOKENS_PER_BLOCK=tokens_per_block,
         HEADS=_HEADS_PER_PROGRAM, HAS_NORM=q_norm is not None and k_norm is not None, IS_DEPENDENT=is_dependent,
         num_warps=4, **options)
     heads = qkv.view(num_tokens, num_all_heads, head_dim)
