@@ -65,6 +65,15 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineLimits(Limits):
+    """Limits of an engine that is loaded, within which a scheduler plans."""
+
+    num_blocks: int
+    """Blocks of the KV cache."""
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hashing:
     """How the digests under `files` were made."""
 

@@ -1,22 +1,12 @@
-"""What a loaded engine can do: the build's limits, narrowed by the configuration, and what memory allowed."""
+"""What a loaded engine can do: the build's limits, narrowed by the configuration."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 from pelton.config import ExecutorConfig
 from pelton.errors import ConfigError
 from pelton.manifest import Limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineLimits(Limits):
-    """The limits a scheduler plans within."""
-
-    num_blocks: int
-    """Blocks of the KV cache."""
-    vocab_size: int
 
 
 def narrow(limits: Limits, config: ExecutorConfig) -> Limits:

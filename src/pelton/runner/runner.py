@@ -21,12 +21,12 @@ from pelton.config import ExecutorConfig, ModelConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.registry import load_ops
 from pelton.ledger import Ledger
-from pelton.manifest import Limits
+from pelton.manifest import EngineLimits, Limits
 from pelton.models.registry import get_architecture
 from pelton.physics import weight_format, weight_memory_bytes
 from pelton.runner.device import CudaQueue, Signal, make_queue
 from pelton.runner.inputs import Layout, PromptRows, SampledRows, decode_rows, lay_out, make_inputs
-from pelton.runner.limits import EngineLimits, narrow
+from pelton.runner.limits import narrow
 from pelton.runner.sampler import Drawn, Scores, draw, score_prompt
 from pelton.runner.slots import Slots
 from pelton.types import Batch, Masks, StepOutput

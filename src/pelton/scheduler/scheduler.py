@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pelton.cache.blocks import BlockPool
 from pelton.config import ExecutorConfig
 from pelton.errors import CapacityError, RequestError
+from pelton.manifest import EngineLimits
 from pelton.scheduler import ranking
 from pelton.scheduler.integrity import check_integrity
 from pelton.scheduler.masks import banned_tokens
 from pelton.scheduler.policies import POLICIES
 from pelton.scheduler.step import PlannedStep
 from pelton.scheduler.tables import Admission, BlockTables
-from pelton.scheduler.validate import Limits, check_request, max_total_tokens
+from pelton.scheduler.validate import check_request, max_total_tokens
 from pelton.types import Batch, FinishReason, Masks, Output, Request, Sequence, SlotInit, StepOutput, TokenLogprobs
 
 PASSED_OVER = 2
@@ -48,7 +49,7 @@ class Scheduler:
             tokens, for models whose rotation goes by length; sequences of different variants share no blocks.
     """
 
-    def __init__(self, limits: Limits, config: ExecutorConfig | None = None, *, depth: int = 1,
+    def __init__(self, limits: EngineLimits, config: ExecutorConfig | None = None, *, depth: int = 1,
                  kv_variant: Callable[[int, int], str] | None = None):
         config = config or ExecutorConfig()
         self.limits = limits

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
 
 from pelton.errors import RequestError
+from pelton.manifest import EngineLimits
 from pelton.types import Request
 
 
-class Limits(Protocol):
-    """What an engine that is running can do."""
-
-    max_batch_size: int
-    max_seq_len: int
-    max_input_len: int
-    max_num_tokens: int
-    tokens_per_block: int
-    num_blocks: int
-    vocab_size: int
-
-
-def max_total_tokens(limits: Limits) -> int:
+def max_total_tokens(limits: EngineLimits) -> int:
     """Prompt plus output tokens that one sequence alone can reach; the last one needs no place in the cache."""
     return min(limits.max_seq_len, limits.num_blocks * limits.tokens_per_block + 1)
 
 
-def check_request(request: Request, limits: Limits, *, is_chunked: bool) -> None:
+def check_request(request: Request, limits: EngineLimits, *, is_chunked: bool) -> None:
     """Refuses what can never run.
 
     Raises:

@@ -9,7 +9,7 @@ from helpers.prefix_decoder import CONFIG, VOCAB_SIZE, PrefixDecoder, hidden_of,
 from pelton.cache.pool import KvPool
 from pelton.kernels.sampling import reference
 from pelton.kernels.sampling.reference import SamplingRow
-from pelton.runner.limits import EngineLimits
+from pelton.manifest import EngineLimits
 from pelton.runner.runner import Runner
 from pelton.types import Batch, SamplingParams, SlotInit
 
