@@ -16,11 +16,12 @@ from typing import Any
 
 import msgspec
 
+from pelton.bench.audit.limits import make_roofline
 from pelton.bench.client import Address, Client, Exchange
 from pelton.bench.options import TargetOptions
 from pelton.bench.prompts import Prompt, PromptFactory, Vocabulary
 from pelton.bench.protocols.openai import OUTPUT_CONTROLS, Answer, Dialect, error_text, read_answer
-from pelton.bench.results import TargetInfo
+from pelton.bench.results import HardwareFacts, TargetInfo
 from pelton.errors import ConfigError, ServerError
 from pelton.tokenizer.tokenizer import Tokenizer
 
@@ -39,6 +40,8 @@ class Target:
     prompts: PromptFactory
     tokenizer: Tokenizer
     info: TargetInfo
+    hardware: HardwareFacts | None = None
+    """What serves and what is served, where the server tells."""
 
     def count_tokens(self, text: str) -> int:
         """Tokens of generated text, for servers that report no usage."""
@@ -75,7 +78,21 @@ async def open_target(options: TargetOptions, *, seed: int) -> Target:
             tokenizer=str(directory), template_tokens=prompts.template_tokens, frame_correction_tokens=correction,
             tokenizer_sha256=hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest(),
             output_control=probe.dialect.output_control, reports_usage=probe.reports_usage,
-            reports_stream_usage=probe.reports_stream_usage, server_header=probe.server_header, version=version))
+            reports_stream_usage=probe.reports_stream_usage, server_header=probe.server_header, version=version),
+        hardware=_hardware(entry))
+
+
+def _hardware(entry: dict[str, Any]) -> HardwareFacts | None:
+    """What a Pelton server says of itself in /v1/models; None of any other, or of one whose GPU is in no table."""
+    told = entry.get("pelton")
+    if not isinstance(told, dict):
+        return None
+    try:
+        facts = msgspec.convert({**told, "source": "server"}, HardwareFacts)
+        make_roofline(facts)
+    except (msgspec.ValidationError, ConfigError):
+        return None
+    return facts
 
 
 def _headers(options: TargetOptions) -> dict[str, str]:

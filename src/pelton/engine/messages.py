@@ -5,6 +5,8 @@ No message carries code.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from pelton.errors import RequestError, located
@@ -52,6 +54,9 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
     tokens_per_block: int
     vocab_size: int
     eos_ids: tuple[int, ...]
+    facts: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What serves and what is served, for a benchmark that holds figures against limits: gpu, model, weight_dtype,
+    kv_cache_dtype. Empty on a CPU, whose limits depend on the machine."""
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True):

@@ -160,7 +160,8 @@ def _ready_message(loop: EngineLoop) -> messages.Ready:
     limits = loop.scheduler.limits
     return messages.Ready(max_seq_len=limits.max_seq_len, max_input_len=limits.max_input_len,
                           max_batch_size=limits.max_batch_size, num_blocks=limits.num_blocks,
-                          tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, eos_ids=loop.end_ids)
+                          tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, eos_ids=loop.end_ids,
+                          facts=loop.runner.describe())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import torch
 
 from pelton.cache.pool import KvPool
@@ -180,6 +181,14 @@ class Runner:
                                   num_threads=config.num_threads or default_num_threads())
         runner.ledger = ledger
         return runner
+
+    def describe(self) -> dict[str, Any]:
+        """What runs on which GPU, as plain data; nothing on a CPU."""
+        device = self._slots.device
+        if device.type != "cuda":
+            return {}
+        return {"gpu": torch.cuda.get_device_name(device), "model": msgspec.to_builtins(self.model_config),
+                "kv_cache_dtype": str(self._pool.data.dtype).removeprefix("torch.")}
 
     def forward(self, batch: Batch) -> Step:
         """Queues the forward pass of a batch."""

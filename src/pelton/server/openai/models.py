@@ -24,6 +24,9 @@ async def get_model(request: Request) -> Response:
 
 
 def _model(state: ServerState) -> dict[str, Any]:
-    """OpenAI's model object; `root` is the directory with the tokenizer that requests are counted with."""
+    """OpenAI's model object; `root` is the directory with the tokenizer that requests are counted with, `pelton` what
+    serves, for the benchmark."""
+    facts = state.client.ready.facts
     return {"id": state.model_name, "object": "model", "created": state.created, "owned_by": "pelton",
-            "root": str(state.tokenizer_dir), "parent": None, "max_model_len": state.client.ready.max_seq_len}
+            "root": str(state.tokenizer_dir), "parent": None, "max_model_len": state.client.ready.max_seq_len,
+            **({"pelton": facts} if facts else {})}
