@@ -49,6 +49,9 @@ class InstantRunner:
     def close(self) -> None:
         pass
 
+    def describe(self) -> dict[str, Any]:
+        return {}
+
     def _result(self, batch: Any, ends: float) -> Any:
         from pelton.types import StepOutput
 

@@ -251,7 +251,7 @@ class Executor:
         failure: BaseException = EngineDeadError("it was shut down")
         try:
             while self._take_orders():
-                self._publish(self._loop.step())
+                self._publish(self._loop.step(self._publish))
             self._publish(self._loop.drain())
         except BaseException as error:  # a fault of the loop itself: nobody may wait for it any longer
             _log.critical("the engine's loop failed", exc_info=True)
