@@ -3,15 +3,17 @@
     python benchmarks/random_checkpoint.py CHECKPOINT
     python benchmarks/gpu_build.py CHECKPOINT --work FOLDER [--output FILE]
 
-First `pelton build` with empty caches (measurements, Triton's), then again with what the first left there, then the
-engine loaded as the engine process does, twice: with an empty cache of Triton's, so that every kernel must come from
-the engine, and with the user's. The checkpoint has been read before, so its pages are in memory. Prints one JSON line.
+First the rate of hashing; then `pelton build` with empty caches (measurements, Triton's), the engine loaded as the
+engine process does, twice (with an empty cache of Triton's, so that every kernel must come from the engine, and with
+the user's), and the build again with what the first left in the caches. The checkpoint has been read before, so its
+pages are in memory. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import hashlib
 import json
 import os
 import pstats
@@ -19,10 +21,13 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from common import environment, print_json
+
+from pelton.hashing import CHUNK_BYTES
 
 
 def run(command: list[str], work: Path, *, triton_cache: str) -> tuple[float, str]:
@@ -31,6 +36,20 @@ def run(command: list[str], work: Path, *, triton_cache: str) -> tuple[float, st
     began = time.perf_counter()
     done = subprocess.run(command, env=os.environ | caches, stdout=subprocess.PIPE, text=True, check=True)
     return time.perf_counter() - began, done.stdout
+
+
+def hash_rates(num_threads: int = 16) -> dict[str, Any]:
+    """GB/s of hashing chunks of 16 MiB, by the hash that engines use and the one it replaced."""
+    chunks = [bytearray(CHUNK_BYTES) for _ in range(num_threads)]
+    record: dict[str, Any] = {"name": "hashes", "num_threads": num_threads}
+    for name in ("sha256", "blake2b"):
+        with ThreadPoolExecutor(num_threads) as pool:
+            began = time.perf_counter()
+            list(pool.map(lambda index, name=name: getattr(hashlib, name)(chunks[index % num_threads]).digest(),
+                          range(4 * num_threads)))
+            seconds = time.perf_counter() - began
+        record[f"{name}_gb_per_s"] = round(4 * num_threads * CHUNK_BYTES / seconds / 1e9, 2)
+    return record
 
 
 def build(checkpoint: Path, work: Path, name: str) -> dict[str, Any]:
@@ -117,6 +136,7 @@ def main() -> None:
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
     parts = [
+        hash_rates,
         lambda: build(args.checkpoint, args.work, "build, caches empty"),
         lambda: load(args.work, "load, Triton's cache empty", "triton-empty"),
         lambda: load(args.work, "load, Triton's cache the user's", "triton", *(["--profile"] * args.profile)),

@@ -64,6 +64,7 @@ def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
     ledger = plan_memory(
         manifest.model, limits, config.kv_cache_config, weights_bytes=manifest.files[weights_name(0)].size_bytes,
         dtype=manifest.dtype, kv_dtype=manifest.kv_cache_dtype, device=device)
+    _log.info("memory in bytes: %s", "; ".join(" ".join(line.split()) for line in ledger.to_lines()))
     kernels = None
     if device.type == "cuda":
         from pelton.runner.tuning import use_tuning
