@@ -35,7 +35,7 @@ def _fill():
 CASES = {
     **{f"draw, {name}": partial(_draw, size, False) for name, size in _VOCAB_SIZES.items()},
     **{f"draw of kept sets, {name}": partial(_draw, size, True) for name, size in _VOCAB_SIZES.items()},
-    "penalties": lambda: sampler.adjust(_logits(), _rows(), bias=None, banned=None, has_penalties=True),
+    "penalties": lambda: sampler.adjust(_logits(), _rows(), addends=None, has_penalties=True),
     "logprobs": lambda: sampler.logprobs(_logits(), torch.arange(2), torch.arange(2), 20),
     "decode-rows": _fill,
 }

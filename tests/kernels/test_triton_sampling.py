@@ -34,10 +34,9 @@ def draw(logits, rows):
         state.counts[slots[row]] = counts.to(DEVICE)
     device_rows = state.rows(slots.to(DEVICE), torch.from_numpy(columns.position.astype(np.int32)).to(DEVICE))
     logits = logits.clone().to(DEVICE)
-    sampler.adjust(logits, device_rows, **{
-        name: value and tuple(torch.from_numpy(array).to(DEVICE) for array in value) if name == "bias" else
-        None if value is None else torch.from_numpy(value).to(DEVICE)
-        for name, value in columns.flat_adjustments(vocab_size).items()}, has_penalties=bool(columns.counts))
+    addends = columns.addends(vocab_size)
+    sampler.adjust(logits, device_rows, has_penalties=bool(columns.counts),
+                   addends=addends and tuple(torch.from_numpy(array).to(DEVICE) for array in addends))
     tokens = sampler.sample(logits, device_rows, truncates=bool(columns.truncates(vocab_size).any())).cpu()
     assert state.last_tokens.cpu()[slots].tolist() == tokens.tolist()
     for row, counts in columns.counts.items():

@@ -97,19 +97,18 @@ def _draw_on_device(logits: torch.Tensor, slots: Slots, sampled: SampledRows, co
 
     vocab_size = logits.shape[1]
     rows = slots.device_params.rows(sampled.slot_index, sampled.position_index)
-    index = slots.staging.put(scored_rows)[0] if len(scored_rows) else None
-    raw = logits
+    scored = slots.staging.put(scored_rows)[0] if len(scored_rows) else None
+    raw, index = logits, scored
     if columns.is_adjusted:
-        if index is not None:
-            raw, index = logits[index], torch.arange(len(scored_rows), device=logits.device)
-        flat = columns.flat_adjustments(vocab_size)
-        bias = flat["bias"] and tuple(slots.staging.put(*flat["bias"]))
-        banned = None if flat["banned"] is None else slots.staging.put(flat["banned"])[0]
-        sampler.adjust(logits, rows, bias=bias, banned=banned, has_penalties=columns.has_penalties)
+        if scored is not None:
+            raw, index = logits[scored], torch.arange(len(scored_rows), device=logits.device)
+        addends = columns.addends(vocab_size)
+        sampler.adjust(logits, rows, addends=addends and tuple(slots.staging.put(*addends)),
+                       has_penalties=columns.has_penalties)
     tokens = sampler.sample(logits, rows, truncates=bool(columns.truncates(vocab_size).any()))
-    if index is None:
+    if scored is None:
         return tokens, None
-    chosen = tokens if len(scored_rows) == len(tokens) else tokens[slots.staging.put(scored_rows)[0]]
+    chosen = tokens if len(scored_rows) == len(tokens) else tokens[scored]
     return tokens, Scores.of(sampler.logprobs(raw, index, chosen, num_top)).to_host()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,13 +52,11 @@ class Columns:
         is_cut = (self.top_k > 0) & (self.top_k < vocab_size) | (self.top_p < 1) | (self.min_p > 0)
         return is_cut & (self.temperature > 0)
 
-    def flat_adjustments(self, vocab_size: int) -> dict[str, Any]:
-        """`bias` as (places [n] int64, values [n] float32) and `banned` as places, where a place is row · V + token id;
-        None where there are none."""
-        bias = banned = None
-        if self.bias:
-            places = np.concatenate([row * vocab_size + ids.numpy() for row, ids, _ in self.bias])
-            bias = (places, np.concatenate([values.numpy() for _, _, values in self.bias]).astype(np.float32))
-        if self.banned:
-            banned = np.concatenate([row * vocab_size + ids.numpy() for row, ids in self.banned])
-        return {"bias": bias, "banned": banned}
+    def addends(self, vocab_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """`bias` and `banned` as what is added to logits, -inf for a ban: places [n] int64, row · V + token id, and
+        values [n] float32. None where there are none."""
+        places = [row * vocab_size + ids.numpy() for row, ids, _ in self.bias]
+        values = [values.numpy().astype(np.float32) for _, _, values in self.bias]
+        places += [row * vocab_size + ids.numpy() for row, ids in self.banned]
+        values += [np.full(len(ids), -np.inf, dtype=np.float32) for _, ids in self.banned]
+        return (np.concatenate(places), np.concatenate(values)) if places else None

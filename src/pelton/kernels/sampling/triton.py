@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pelton.kernels.launch import launch
 from pelton.kernels.sampling.triton_draw import NUM_STATS, scan_kernel
 from pelton.kernels.sampling.triton_finish import finish_kernel
 from pelton.kernels.sampling.triton_plan import PLAN_WIDTH, plan_kernel
@@ -61,26 +62,22 @@ def sample(logits: Tensor, rows: DeviceRows, *, truncates: bool) -> Tensor:
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     parameters = (rows.slots, rows.positions, rows.params, rows.seeds)
     group_maxima = _empty(logits, num_rows, num_chunks, NUM_LANES) if truncates else None
-    scan_kernel[(num_rows, num_chunks)](
-        logits, *parameters, stats, best_places, group_maxima, logits.stride(0), vocab_size, num_chunks,
-        HAS_TRUNCATED=truncates, num_warps=4)
+    launch(scan_kernel, (num_rows, num_chunks), logits, *parameters, stats, best_places, group_maxima,
+           logits.stride(0), vocab_size, num_chunks, HAS_TRUNCATED=truncates, num_warps=4)
     window = (None,) * 4
     if truncates:
         window = (torch.empty(num_rows, PLAN_WIDTH, dtype=torch.int64, device=logits.device), _ints(logits, num_rows),
                   _empty(logits, num_rows, capacity), _ints(logits, num_rows, capacity))
         near_lanes = _ints(logits, num_rows, num_chunks, NUM_LANES)
         sample_step = triton.cdiv(vocab_size, _SAMPLE)
-        plan_kernel[(num_rows,)](
-            logits, rows.slots, rows.params, stats, group_maxima, near_lanes, *window[:2], logits.stride(0), vocab_size,
-            num_chunks, sample_step, capacity, CHUNKS=chunks, GROUPS=chunks * NUM_LANES,
-            SAMPLE=min(_SAMPLE, triton.next_power_of_2(vocab_size)), num_warps=16)
-        window_kernel[(num_rows, num_chunks)](
-            logits, *parameters, stats, best_places, group_maxima, near_lanes, *window, logits.stride(0), vocab_size,
-            num_chunks, capacity, CHUNKS=chunks, num_warps=4)
-    finish_kernel[(num_rows,)](
-        logits, *parameters, stats, best_places, *window, tokens, rows.last_tokens, rows.counts, logits.stride(0),
-        vocab_size, num_chunks, capacity, HAS_TRUNCATED=truncates, HAS_COUNTS=rows.counts is not None, CHUNKS=chunks,
-        num_warps=8 if truncates else 4)
+        launch(plan_kernel, (num_rows,), logits, rows.slots, rows.params, stats, group_maxima, near_lanes, *window[:2],
+               logits.stride(0), vocab_size, num_chunks, sample_step, capacity, CHUNKS=chunks,
+               GROUPS=chunks * NUM_LANES, SAMPLE=min(_SAMPLE, triton.next_power_of_2(vocab_size)), num_warps=16)
+        launch(window_kernel, (num_rows, num_chunks), logits, *parameters, stats, best_places, group_maxima, near_lanes,
+               *window, logits.stride(0), vocab_size, num_chunks, capacity, CHUNKS=chunks, num_warps=4)
+    launch(finish_kernel, (num_rows,), logits, *parameters, stats, best_places, *window, tokens, rows.last_tokens,
+           rows.counts, logits.stride(0), vocab_size, num_chunks, capacity, HAS_TRUNCATED=truncates,
+           HAS_COUNTS=rows.counts is not None, CHUNKS=chunks, num_warps=8 if truncates else 4)
     return tokens
 
 
@@ -97,24 +94,19 @@ def _ints(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.int32, device=like.device)
 
 
-def adjust(logits: Tensor, rows: DeviceRows, *, bias: tuple[Tensor, Tensor] | None, banned: Tensor | None,
-           has_penalties: bool) -> None:
+def adjust(logits: Tensor, rows: DeviceRows, *, addends: tuple[Tensor, Tensor] | None, has_penalties: bool) -> None:
     """Bias, bans and penalties, in place.
 
     Args:
         logits: [R, V] float32, contiguous.
-        bias: (row · V + token id [n] int64, added to their logits [n] float32); no place twice.
-        banned: [n] int64, row · V + token id.
+        addends: Columns.addends on the device; a place that comes twice has -inf, so that order decides nothing.
     """
-    flat = logits.view(-1)
-    if bias is not None:
-        flat.index_add_(0, *bias)
-    if banned is not None:
-        flat.index_fill_(0, banned, -torch.inf)
+    if addends is not None:
+        logits.view(-1).index_add_(0, *addends)
     if has_penalties:
         num_rows, vocab_size = logits.shape
-        penalize_kernel[(num_rows, triton.cdiv(vocab_size, _CHUNK))](
-            logits, rows.slots, rows.params, rows.counts, logits.stride(0), vocab_size, CHUNK=_CHUNK, num_warps=4)
+        launch(penalize_kernel, (num_rows, triton.cdiv(vocab_size, _CHUNK)), logits, rows.slots, rows.params,
+               rows.counts, logits.stride(0), vocab_size, CHUNK=_CHUNK, num_warps=4)
 
 
 def logprobs(logits: Tensor, rows: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,11 +132,9 @@ def logprobs(logits: Tensor, rows: Tensor, token_ids: Tensor, num_top: int) -> t
     ids = torch.empty(num_rows, 1 + num_top, dtype=torch.int64, device=device)
     values = torch.empty(num_rows, 1 + num_top, dtype=torch.float32, device=device)
     ranks = torch.empty(num_rows, dtype=torch.int64, device=device)
-    score_chunk_kernel[(num_rows, num_chunks)](
-        logits, rows, token_ids, top_values, top_ids, stats, logits.stride(0), vocab_size, num_top, num_chunks,
-        CHUNK=_CHUNK, num_warps=4)
+    launch(score_chunk_kernel, (num_rows, num_chunks), logits, rows, token_ids, top_values, top_ids, stats,
+           logits.stride(0), vocab_size, num_top, num_chunks, CHUNK=_CHUNK, num_warps=4)
     lanes = triton.next_power_of_2(num_chunks)
-    merge_scores_kernel[(num_rows,)](
-        logits, rows, token_ids, top_values, top_ids, stats, ids, values, ranks, logits.stride(0), num_top, num_chunks,
-        LANES=lanes, CANDIDATES=lanes * _MAX_TOP, num_warps=4)
+    launch(merge_scores_kernel, (num_rows,), logits, rows, token_ids, top_values, top_ids, stats, ids, values, ranks,
+           logits.stride(0), num_top, num_chunks, LANES=lanes, CANDIDATES=lanes * _MAX_TOP, num_warps=4)
     return ids, values, ranks
