@@ -104,10 +104,9 @@ def _vector_config(shape: Shape) -> VectorConfig:
 
 def _stream_config(shape: Shape, bucket: int) -> StreamConfig | None:
     if shape.is_gated:
-        if bucket <= 8:
-            return StreamConfig(2, 128, 4)
-        return StreamConfig(2, 128, 3, num_splits=1) if bucket <= 64 else (
-            StreamConfig(2, 64, 3, num_splits=1) if bucket <= 128 else None)
+        if bucket <= 64:
+            return StreamConfig(2, 128, 2 if bucket == 32 else 3, num_splits=1)
+        return StreamConfig(2, 64, 3, num_splits=1) if bucket <= 128 else None
     if shape.n > 16384:
         halves, num_stages = (1, 3) if bucket <= 16 else (2, 2)
         return StreamConfig(halves, 128, num_stages, num_splits=1) if bucket <= 64 else None

@@ -98,12 +98,24 @@ def _finish(acc, first_row, scale, bias, residual, out, num_rows, num_outputs, l
     gl.store(out + offsets, acc.to(out.dtype.element_ty), mask=mask)
 
 
+@gluon.jit
+def _sum_parts(parts, stride: gl.constexpr, num_parts: gl.constexpr):
+    """Sums what so many programs left `stride` apart, in order; all of it is asked for before the first sum."""
+    total = gl.load(parts, cache_modifier=".cg")
+    for other in gl.static_range(1, num_parts):
+        total += gl.load(parts + other * stride, cache_modifier=".cg")
+    return total
+
+
 @gluon.jit(do_not_specialize=["num_rows", "num_outputs", "k_size", "num_tiles", "num_k_steps"])
 def stream_kernel(x_desc, w_desc, norm_desc, bias, residual, out, partials, sums, arrivals, num_rows, num_outputs,
                   k_size, num_tiles, num_k_steps, eps, pad_m: gl.constexpr, halves: gl.constexpr, block_k: gl.constexpr,
-                  num_stages: gl.constexpr, has_norm: gl.constexpr, has_bias: gl.constexpr, has_residual: gl.constexpr,
-                  act: gl.constexpr):
-    """One program's run of steps. `num_outputs` counts columns of the result: with `act` half the weight's rows."""
+                  num_stages: gl.constexpr, num_splits: gl.constexpr, has_norm: gl.constexpr, has_bias: gl.constexpr,
+                  has_residual: gl.constexpr, act: gl.constexpr):
+    """One program's run of steps. `num_outputs` counts columns of the result: with `act` half the weight's rows.
+
+    `num_splits` programs share every tile, where it is not 0.
+    """
     num_warps: gl.constexpr = gl.num_warps()
     rows: gl.constexpr = 16 * num_warps
     dtype: gl.constexpr = w_desc.dtype
@@ -182,7 +194,10 @@ def stream_kernel(x_desc, w_desc, norm_desc, bias, residual, out, partials, sums
                 m = gl.arange(0, pad_m, gl.SliceLayout(0, layout))
                 inner = n[:, None] * pad_m + m[None, :]
                 part_size: gl.constexpr = rows * halves * pad_m
-                part = 2 * program + (program == first).to(gl.int32)
+                if num_splits > 1:
+                    part = program
+                else:
+                    part = 2 * program + (program == first).to(gl.int32)
                 gl.store(partials + part * part_size + inner, acc0)
                 if halves == 2:
                     gl.store(partials + part * part_size + rows * pad_m + inner, acc1)
@@ -191,16 +206,25 @@ def stream_kernel(x_desc, w_desc, norm_desc, bias, residual, out, partials, sums
                 _barrier()
                 is_last = gl.atomic_add(arrivals + tile, 1, sem="acq_rel") == last - first
                 if is_last:
-                    acc0 = gl.zeros([rows, pad_m], gl.float32, layout)
-                    acc1 = gl.zeros([rows, pad_m], gl.float32, layout)
-                    scale = gl.zeros([pad_m], gl.float32, gl.SliceLayout(0, layout))
-                    for other in range(first, last + 1):
-                        part = 2 * other + (other == first).to(gl.int32)
-                        acc0 += gl.load(partials + part * part_size + inner, cache_modifier=".cg")
+                    if num_splits > 1:
+                        parts = partials + first * part_size + inner
+                        acc0 = _sum_parts(parts, part_size, num_splits)
                         if halves == 2:
-                            acc1 += gl.load(partials + part * part_size + rows * pad_m + inner, cache_modifier=".cg")
+                            acc1 = _sum_parts(parts + rows * pad_m, part_size, num_splits)
                         if has_norm:
-                            scale += gl.load(sums + part * pad_m + m, cache_modifier=".cg")
+                            scale = _sum_parts(sums + first * pad_m + m, pad_m, num_splits)
+                    else:
+                        acc0 = gl.zeros([rows, pad_m], gl.float32, layout)
+                        acc1 = gl.zeros([rows, pad_m], gl.float32, layout)
+                        scale = gl.zeros([pad_m], gl.float32, gl.SliceLayout(0, layout))
+                        for other in range(first, last + 1):
+                            part = 2 * other + (other == first).to(gl.int32)
+                            parts = partials + part * part_size + inner
+                            acc0 += gl.load(parts, cache_modifier=".cg")
+                            if halves == 2:
+                                acc1 += gl.load(parts + rows * pad_m, cache_modifier=".cg")
+                            if has_norm:
+                                scale += gl.load(sums + part * pad_m + m, cache_modifier=".cg")
                     gl.store(arrivals + tile, 0)
             if is_last:
                 if has_norm:
@@ -289,5 +313,5 @@ def launch(x: Tensor, w_desc: TensorDescriptor, bias: Tensor | None, norm: Norm 
         describe(x, pad_m, config.block_k), w_desc, norm_desc, bias, residual, out, workspace.partials, workspace.sums,
         workspace.arrivals, num_rows, num_outputs, k_size, num_tiles, num_k_steps, 0.0 if norm is None else norm.eps,
         pad_m=pad_m, halves=config.halves, block_k=config.block_k, num_stages=config.num_stages,
-        has_norm=norm is not None, has_bias=bias is not None, has_residual=residual is not None, act=act,
-        num_warps=config.num_warps, launch_pdl=True)
+        num_splits=num_splits, has_norm=norm is not None, has_bias=bias is not None, has_residual=residual is not None,
+        act=act, num_warps=config.num_warps, launch_pdl=True)
