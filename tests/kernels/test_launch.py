@@ -21,6 +21,7 @@ from triton.runtime import JITFunction
 from triton.runtime.jit import create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pelton.kernels import integers
 from pelton.kernels import launch as launcher
 
 
@@ -137,3 +138,10 @@ def test_results_are_those_of_a_launch_by_triton():
             out = torch.full_like(at, torch.nan)
             launcher.launch(kernel, (triton.cdiv(size, 64),), at, out, size, 2.5, BLOCK=64)
             assert torch.equal(out, at * 2.5)
+
+
+def test_integers_are_those_of_triton():
+    for number in [*range(1, 300), 2**20 - 1, 2**20, 2**20 + 1]:
+        assert integers.next_power_of_2(number) == triton.next_power_of_2(number)
+        for divisor in (1, 2, 7, 64):
+            assert integers.ceil_div(number, divisor) == triton.cdiv(number, divisor)
