@@ -22,7 +22,7 @@ PELTON = [sys.executable, "-m", "pelton.cli"]
 COMMANDS = ["doctor", "plan", "convert", "build", "engine show", "generate", "serve", "bench throughput", "bench serve",
             "bench sweep", "bench report"]
 LIGHT = ("doctor", "plan", "bench throughput", "bench serve", "bench sweep", "bench report", "engine show")
-HEAVY = ("torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "msgspec", "zmq", "starlette", "uvicorn",
+HEAVY = ("torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "msgspec", "starlette", "uvicorn",
          "aiohttp", "plotly", "rich", "jinja2", "prometheus_client", "safetensors")
 
 

@@ -44,15 +44,15 @@ def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: Se
         tokenizer_dir: where the tokenizer was read from; shown as `root` in /v1/models.
     """
     app = Starlette(
-        routes=[
+        routes=[  # tried in this order: what is asked most comes first
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/", playground),
             Route("/health", health),
             Route("/version", show_version),
             Route("/metrics", show_metrics),
             Route("/v1/models", list_models),
             Route("/v1/models/{model:path}", get_model),
-            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
         ],
         middleware=[
             # Starlette's own last resort raises again after its answer, and uvicorn then breaks the connection.
