@@ -5,6 +5,8 @@ medians per layer. Decode bytes are the keys and values that must be read; prefi
 and visible key.
 
     python benchmarks/gpu_attention.py [--only decode|prefill] [--output results/...json]
+
+On compute capability 9.0 prefill is timed twice: with the kernel made for it and with the one for all GPUs.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from common import environment, print_json
 
 from pelton.kernels.attention import triton as attention
+from pelton.kernels.attention.hopper_prefill import HopperConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
 
 LLAMA, QWEN = (32, 8, 128), (28, 4, 128)
@@ -26,6 +29,8 @@ READ_LIMIT = 4.58e12
 """Bytes per second: an int64 sum over 8 GiB on an H200."""
 PRODUCT_LIMIT = 790e12
 """bf16 FLOP/s: a large matrix product on an H200."""
+TRITON = attention.PrefillConfig(block_m=64, tile=64, num_warps=4, num_stages=3, use_descriptor=True)
+"""The kernel for all GPUs, as it is fastest on compute capability 9.0."""
 _MIN_BYTES = 256 * 2**20
 _MAX_LAYERS = 128
 
@@ -53,8 +58,14 @@ class Problem:
     @property
     def flops(self) -> int:
         num_heads, _, head_dim = self.heads
-        pairs = sum(new * cached + new * (new + 1) // 2 for cached, new in self.rows)
+        pairs = sum(self._num_pairs(cached, new) for cached, new in self.rows)
         return 4 * head_dim * num_heads * pairs
+
+    def _num_pairs(self, cached: int, new: int) -> int:
+        """Query and visible key, of one head and row."""
+        if self.window is None:
+            return new * cached + new * (new + 1) // 2
+        return sum(min(self.window, position + 1) for position in range(cached, cached + new))
 
 
 DECODES = [
@@ -71,10 +82,12 @@ DECODES = [
     Problem("batch 64 x 4096, blocks of 16", [(4095, 1)] * 64, tokens_per_block=16),
 ]
 PREFILLS = [
-    Problem("prompt of 8000, 28/4 heads", [(0, 8000)], heads=QWEN),
+    *(Problem(f"prompt of {n}, 28/4 heads", [(0, n)], heads=QWEN) for n in (512, 1024, 2048, 8000, 32768)),
     Problem("prompt of 8192", [(0, 8192)]),
     Problem("8 prompts of 1000", [(0, 1000)] * 8),
-    Problem("64 prompts of 129", [(0, 129)] * 64, heads=QWEN),
+    Problem("32 prompts of 914, 28/4 heads", [(0, 914)] * 32, heads=QWEN),
+    Problem("64 prompts of 129, 28/4 heads", [(0, 129)] * 64, heads=QWEN),
+    Problem("8192 tokens, window of 4096", [(0, 8192)], window=4096),
     Problem("2048 tokens after 30,000", [(30_000, 2048)]),
     Problem("64 tokens after 30,000", [(30_000, 64)]),
 ]
@@ -132,16 +145,24 @@ def graph_seconds(step: Callable[[], None], repeats: int) -> float:
     return statistics.median(times)
 
 
-def run(problem: Problem) -> dict[str, Any]:
-    """One line of the table."""
+def run(problem: Problem) -> list[dict[str, Any]]:
+    """The table's lines of a problem, one for each kernel that can do it."""
     bench = Bench(problem)
-    seconds = bench.measure()
+    kernels: dict[str, dict[str, Any]] = {"": {}}
+    if not problem.is_decode and torch.cuda.get_device_capability() == (9, 0):
+        kernels = {"hopper": {"prefill_config": HopperConfig()}, "triton": {"prefill_config": TRITON}}
+    return [_record(problem, kernel, bench.measure(**options)) for kernel, options in kernels.items()]
+
+
+def _record(problem: Problem, kernel: str, seconds: float) -> dict[str, Any]:
     rate, limit, unit = (problem.read_bytes / seconds, READ_LIMIT, "TB/s") if problem.is_decode else \
         (problem.flops / seconds, PRODUCT_LIMIT, "TFLOP/s")
     record = {"name": problem.name, "us": round(seconds * 1e6, 2), "value": round(rate / 1e12, 3), "unit": unit,
               "limit": limit / 1e12, "share": round(rate / limit, 3)}
-    print(f"{problem.name:36} {record['us']:10.2f} us {record['value']:9.3f} {unit:8} {record['share']:6.1%}",
-          flush=True)
+    if kernel:
+        record["kernel"] = kernel
+    print(f"{problem.name:36} {kernel:6} {record['us']:10.2f} us {record['value']:9.3f} {unit:8} "
+          f"{record['share']:6.1%}", flush=True)
     return record
 
 
@@ -152,7 +173,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     problems = {"decode": DECODES, "prefill": PREFILLS}
-    records = [run(problem) for kind, group in problems.items() if options.only in (None, kind) for problem in group]
+    records = [record for kind, group in problems.items() if options.only in (None, kind) for problem in group
+               for record in run(problem)]
     print_json({"benchmark": "gpu_attention", "gpu": torch.cuda.get_device_name(), "records": records,
                 "environment": environment()}, options.output)
 

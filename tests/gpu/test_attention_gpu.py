@@ -6,9 +6,11 @@ import pytest
 import torch
 from helpers.attention import TOLERANCE, Case, relative_error
 
-from pelton.kernels.attention import reference
+from pelton.kernels.attention import hopper_prefill, reference
 from pelton.kernels.attention import triton as attention
+from pelton.kernels.attention.hopper_prefill import HopperConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.gpu_features import gpu_features
 from pelton.kernels.rotary import reference as rotary_reference
 from pelton.kernels.rotary import triton as rotary
 
@@ -23,11 +25,22 @@ MIXES = {
 
 
 def check(case: Case, **options) -> None:
+    """By every prefill kernel there is for it."""
     want = case.reference(**options)
-    poison(case)
-    got = case.run(attention, **options)
-    error = relative_error(got, want)
-    assert error <= TOLERANCE[case.q.dtype], error
+    for config in prefill_configs(case):
+        poison(case)
+        got = case.run(attention, prefill_config=config, **options)
+        error = relative_error(got, want)
+        assert error <= TOLERANCE[case.q.dtype], (config, error)
+
+
+def prefill_configs(case: Case) -> list:
+    shape, features = attention.Shape.of(case.pool, case.num_heads), gpu_features(case.pool.device)
+    configs = [attention.prefill_config_for(shape, features)]
+    if features.capability == 90 and case.meta.num_decodes < case.meta.num_rows \
+            and hopper_prefill.can_attend(shape.head_dim, shape.tokens_per_block, shape.dtype):
+        configs += [HopperConfig(), HopperConfig(num_stages=2, takes_turns=False)]
+    return configs
 
 
 def poison(case: Case) -> None:
@@ -43,7 +56,8 @@ def test_matches_reference(rows, dtype, window, softcap):
 
 
 @pytest.mark.parametrize("tokens_per_block", [16, 32, 64, 128])
-@pytest.mark.parametrize("heads", [(28, 4, 128), (32, 32, 96), (16, 8, 256), (16, 1, 64), (8, 2, 80)], ids=str)
+@pytest.mark.parametrize("heads", [(28, 4, 128), (4, 4, 128), (32, 32, 96), (16, 8, 256), (16, 1, 64), (8, 2, 80)],
+                         ids=str)
 def test_head_layouts(heads, tokens_per_block):
     check(Case(MIXES["mixed"], heads=heads, tokens_per_block=tokens_per_block, dtype=torch.bfloat16, device="cuda"))
 
@@ -54,7 +68,9 @@ def test_head_layouts(heads, tokens_per_block):
     [(50 * n % 3000, 1) for n in range(300)],
     [(1, 1)] * 1100,
     [(100_000, 1), (5, 1), (130_000, 70)],
-], ids=["131,072 tokens", "one long row", "300 rows", "1,100 rows", "chunk at 130,000"])
+    [(n, n % 50 + 2) for n in range(200)],
+    [(30_000, 300), (0, 4000)],
+], ids=["131,072 tokens", "one long row", "300 rows", "1,100 rows", "chunk at 130,000", "200 prompts", "long prompts"])
 def test_long_and_many(rows):
     check(Case(rows, heads=(8, 2, 128), tokens_per_block=64, dtype=torch.bfloat16, num_layers=1, layer=0,
                device="cuda"))
@@ -67,6 +83,49 @@ def test_repeats_are_bitwise_equal():
     want = case.run(attention)
     for _ in range(100):
         assert case.run(attention).equal(want)
+
+
+def test_prefill_repeats_are_bitwise_equal():
+    case = Case(MIXES["prompts"], heads=LLAMA, tokens_per_block=64, dtype=torch.bfloat16, device="cuda")
+    for config in prefill_configs(case):
+        want = case.run(attention, prefill_config=config)
+        for _ in range(100):
+            assert case.run(attention, prefill_config=config).equal(want)
+
+
+def test_prefill_graph_follows_its_tiles():
+    """Tiles, padded with row -1, and lengths change between replays of one graph."""
+    cases = [Case(rows, heads=(8, 2, 128), tokens_per_block=64, dtype=torch.bfloat16, device="cuda")
+             for rows in ([(0, 400), (70, 130)], [(1000, 5)], [(0, 1), (3, 200), (900, 300)])]
+    for config in prefill_configs(cases[0]):
+        q = torch.zeros(600, *cases[0].q.shape[1:], dtype=torch.bfloat16, device="cuda")
+        pool = torch.zeros(40, *cases[0].pool.shape[1:], dtype=torch.bfloat16, device="cuda")
+        query_start, seq_lens = (torch.zeros(n, dtype=torch.int32, device="cuda") for n in (4, 3))
+        tables, tiles = (torch.zeros(*shape, dtype=torch.int32, device="cuda") for shape in ((3, 32), (100, 2)))
+        meta = AttentionMetadata(num_decodes=0, query_start=query_start, seq_lens=seq_lens, block_tables=tables,
+                                 slot_mapping=seq_lens, query_lens_host=[], seq_lens_host=[], prefill_tiles=tiles)
+        plan = attention.plan(meta, pool, num_heads=8, window=None, prefill_config=config)
+        tiles.fill_(-1)
+        attention.attend(q, None, pool, 1, plan, scale=128**-0.5)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = attention.attend(q, None, pool, 1, plan, scale=128**-0.5)
+        for case in cases:
+            num_tokens, num_rows = len(case.q), case.meta.num_rows
+            cut = torch.from_numpy(attention.cut_tiles(case.meta.query_lens_host, case.meta.seq_lens_host, 0,
+                                                       config.block_m // 4)).cuda()
+            tiles.fill_(-1)
+            tiles[:len(cut)] = cut
+            q[:num_tokens] = case.q
+            pool[:len(case.pool)] = case.pool
+            query_start[:num_rows + 1] = case.meta.query_start
+            seq_lens[:num_rows] = case.meta.seq_lens
+            tables[:num_rows, :case.meta.block_tables.shape[1]] = case.meta.block_tables
+            out.fill_(float("nan"))
+            graph.replay()
+            case.meta.num_decodes = 0
+            assert relative_error(out[:num_tokens], case.reference()) <= TOLERANCE[torch.bfloat16], config
+            assert out[num_tokens:].isnan().all()
 
 
 def test_graph_follows_its_buffers():

@@ -13,13 +13,15 @@ from pelton.kernels.rotary import triton as rotary
 
 def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, tokens_per_block: int = 64,
            window: int | None = None, softcap: float | None = None, rotary_dim: int | None = None,
-           head_norm: bool = False, num_decodes: int = 1) -> None:
+           head_norm: bool = False, num_decodes: int = 1, prompt_len: int = 9) -> None:
     """A mixed step of decode rows and one prompt: heads are (query heads, kv heads, head_dim)."""
     num_heads, num_kv_heads, head_dim = heads
     pool = torch.empty(4, 2, 2, num_kv_heads, tokens_per_block, head_dim, dtype=dtype)
-    meta = AttentionMetadata.from_rows([3] * num_decodes + [0], [1] * num_decodes + [9], [[0]] * (num_decodes + 1),
-                                       num_decodes=num_decodes, tokens_per_block=tokens_per_block)
-    num_tokens = num_decodes + 9
+    table = [0] * -(-prompt_len // tokens_per_block)
+    meta = AttentionMetadata.from_rows([3] * num_decodes + [0], [1] * num_decodes + [prompt_len],
+                                       [table] * (num_decodes + 1), num_decodes=num_decodes,
+                                       tokens_per_block=tokens_per_block)
+    num_tokens = num_decodes + prompt_len
     qkv = torch.empty(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     angles = rotary.prepare_angles(*torch.empty(2, num_tokens, (rotary_dim or head_dim) // 2))
     norm = torch.empty(head_dim) if head_norm else None
@@ -36,4 +38,10 @@ CASES = {
     "gemma2-9b": partial(launch, (16, 8, 256), window=4096, softcap=50.0),
     "phi-3, head_dim 96": partial(launch, (32, 32, 96), rotary_dim=72),
     "float32, head_dim 256": partial(launch, (16, 8, 256), torch.float32),
+    "qwen2.5-7b, long prompt": partial(launch, (28, 4, 128), prompt_len=900),
+    "mistral-7b, long prompt, blocks of 16": partial(launch, (32, 8, 128), window=4096, tokens_per_block=16,
+                                                     prompt_len=900),
+    "llama-3.2-1b, long prompt, float16": partial(launch, (32, 8, 64), torch.float16, tokens_per_block=128,
+                                                  prompt_len=900),
+    "gemma2-27b, long prompt": partial(launch, (32, 16, 128), window=4096, softcap=50.0, prompt_len=900),
 }

@@ -10,6 +10,7 @@ import torch
 from helpers.attention import TOLERANCE, Case, relative_error
 from helpers.triton_interpret import DEVICE
 
+from pelton.kernels.attention import hopper_prefill
 from pelton.kernels.attention import triton as attention
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.attention.triton import DecodeConfig, PrefillConfig
@@ -142,6 +143,22 @@ def test_tiles_cover_every_query_once_most_keys_first():
     num_keys = [{2: 10, 3: 0, 4: 1000}[row] + first for row, first in tiles.tolist()]
     assert num_keys == sorted(num_keys, reverse=True)
     assert tiles.dtype == np.int32
+
+
+@pytest.mark.parametrize(("query_lens", "seq_lens", "pays"), [
+    ([8000], [8000], True), ([914] * 32, [914] * 32, True), ([100] * 9, [1500] * 9, True),
+    ([512], [512], False), ([129] * 64, [129] * 64, False), ([64], [30_000], False),
+    ([900] + [20] * 200, [900] + [20] * 200, False)])
+def test_hopper_kernel_is_for_long_prompts(query_lens, seq_lens, pays):
+    assert hopper_prefill.pays(query_lens, seq_lens) == pays
+
+
+def test_hopper_kernel_pays_for_the_longest_prompt_if_for_any_rows():
+    """What may run is compiled before, and single prompts of up to the most tokens of a step are what that runs."""
+    assert all(hopper_prefill.pays([most], [most]) for most in (850, 1024, 8192))
+    assert not any(hopper_prefill.pays([num_new] * num_rows, [849] * num_rows)
+                   for num_new in (1, 100, 849) for num_rows in (1, 9, 64))
+    assert not any(hopper_prefill.pays([849 // num_rows] * num_rows, [30_000] * num_rows) for num_rows in (1, 9, 64))
 
 
 @pytest.mark.parametrize("head_norm", [False, True])

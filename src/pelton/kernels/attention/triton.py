@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pelton.kernels.attention import hopper_prefill
+from pelton.kernels.attention.hopper_prefill import HopperConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.attention.triton_decode import WORK_WIDTH, assign_kernel, decode_kernel
 from pelton.kernels.attention.triton_prefill import prefill_kernel
@@ -57,6 +59,10 @@ class PrefillConfig:
     num_stages: int
     use_descriptor: bool
     """Load tiles by the bulk copy engine (compute capability 9.0)."""
+
+
+_CAPPED = PrefillConfig(block_m=hopper_prefill.BLOCK_M, tile=64, num_warps=8, num_stages=2, use_descriptor=False)
+"""For a soft cap, which hopper_prefill.py has not, over tiles that were cut for it; its speed was not measured."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,11 @@ class DecodePlan:
 class PrefillPlan:
     """Tiles of the rows with several queries."""
 
-    config: PrefillConfig
+    config: PrefillConfig | HopperConfig
     tiles: Tensor
     """[tiles, 2] int32: row and first query."""
-    pool_rows: TensorDescriptor | None
+    descriptor: TensorDescriptor | hopper_prefill.TensorDescriptor | None
+    """The pool as the copy engine reads it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,8 @@ def workspace_bytes(max_rows: int, *, num_heads: int, num_kv_heads: int, head_di
 
 
 def plan(meta: AttentionMetadata, pool: Tensor, *, num_heads: int, window: int | None,
-         decode_config: DecodeConfig | None = None, prefill_config: PrefillConfig | None = None) -> Plan:
+         decode_config: DecodeConfig | None = None,
+         prefill_config: PrefillConfig | HopperConfig | None = None) -> Plan:
     """As the reference's. Launches one small kernel when rows decode, which shares them out by the lengths on the
     device; partial sums go to `meta.workspace`, or to memory of its own when there is none."""
     shape = Shape.of(pool, num_heads)
@@ -142,7 +150,7 @@ def plan(meta: AttentionMetadata, pool: Tensor, *, num_heads: int, window: int |
         config = decode_config or decode_config_for(shape, features, meta.num_decodes)
         decode = _plan_decode(meta, shape, window or 0, config)
     if meta.num_rows > meta.num_decodes:
-        prefill = _plan_prefill(meta, pool, shape, prefill_config or prefill_config_for(shape, features))
+        prefill = _plan_prefill(meta, pool, shape, prefill_config or _prefill_config_of(meta, shape, features))
     return Plan(meta, shape, window or 0, decode, prefill)
 
 
@@ -176,7 +184,7 @@ def decode_config_for(shape: Shape, features: GpuFeatures, num_rows: int) -> Dec
 
 
 def prefill_config_for(shape: Shape, features: GpuFeatures) -> PrefillConfig:
-    """The launch for a shape on a device."""
+    """The launch for a shape on a device, whatever the lengths."""
     is_wide = shape.dim_pad > 128
     if shape.dtype.itemsize > 2:
         return PrefillConfig(block_m=32, tile=16 if is_wide else 32, num_warps=4, num_stages=1, use_descriptor=False)
@@ -225,17 +233,29 @@ def _plan_decode(meta: AttentionMetadata, shape: Shape, window: int, config: Dec
     return decode
 
 
-def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape, config: PrefillConfig) -> PrefillPlan:
+def _prefill_config_of(meta: AttentionMetadata, shape: Shape, features: GpuFeatures) -> PrefillConfig | HopperConfig:
+    """The launch for a step: Hopper's kernel where it can and pays, as far as the host knows the lengths."""
+    if features.capability == 90 and meta.prefill_tiles is None \
+            and hopper_prefill.can_attend(shape.head_dim, shape.tokens_per_block, shape.dtype) \
+            and hopper_prefill.pays(meta.query_lens_host[meta.num_decodes:], meta.seq_lens_host[meta.num_decodes:]):
+        return HopperConfig()
+    return prefill_config_for(shape, features)
+
+
+def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape,
+                  config: PrefillConfig | HopperConfig) -> PrefillPlan:
     tiles = meta.prefill_tiles
     if tiles is None:
         tiles = torch.from_numpy(cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes,
                                            config.block_m // shape.group))
         if pool.device.type == "cuda":
             tiles = tiles.pin_memory().to(pool.device, non_blocking=True)
-    pool_rows = None
-    if config.use_descriptor:
-        pool_rows = TensorDescriptor.from_tensor(pool.view(-1, shape.head_dim), [config.tile, shape.dim_pad])
-    return PrefillPlan(config, tiles, pool_rows)
+    descriptor = None
+    if isinstance(config, HopperConfig):
+        descriptor = hopper_prefill.describe(pool)
+    elif config.use_descriptor:
+        descriptor = TensorDescriptor.from_tensor(pool.view(-1, shape.head_dim), [config.tile, shape.dim_pad])
+    return PrefillPlan(config, tiles, descriptor)
 
 
 def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, decode: DecodePlan, scale: float,
@@ -257,11 +277,17 @@ def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan,
 
 def _launch_prefill(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, prefill: PrefillPlan, scale: float,
                     softcap: float | None) -> None:
-    meta, shape, config = plan.meta, plan.shape, prefill.config
+    meta, shape, config, descriptor = plan.meta, plan.shape, prefill.config, prefill.descriptor
+    if isinstance(config, HopperConfig):
+        if softcap is None:
+            hopper_prefill.launch(q, pool, descriptor, out, layer, meta, prefill.tiles, config, group=shape.group,
+                                  window=plan.window, scale=scale)
+            return
+        config, descriptor = _CAPPED, None
     runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
     launch(
         prefill_kernel, (prefill.tiles.shape[0] * shape.num_kv_heads,),
-        q, pool, prefill.pool_rows, out, prefill.tiles, meta.query_start, meta.seq_lens, meta.block_tables,
+        q, pool, descriptor, out, prefill.tiles, meta.query_start, meta.seq_lens, meta.block_tables,
         q.stride(0) // shape.head_dim, meta.block_tables.stride(0), runs_per_block, layer * 2 * shape.num_kv_heads,
         scale, softcap or 0.0,
         NUM_KV_HEADS=shape.num_kv_heads, GROUP=shape.group, HEAD_DIM=shape.head_dim, DIM_PAD=shape.dim_pad,
