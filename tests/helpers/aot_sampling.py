@@ -9,7 +9,7 @@ from pelton.kernels.decode_rows.reference import DecodeBuffers
 from pelton.kernels.sampling import triton as sampler
 from pelton.kernels.sampling.state import SlotParams
 
-_VOCAB_SIZES = {"llama-3": 128_256, "qwen2.5": 151_936, "gpt-2, rows of odd length": 50_257, "gemma-2": 256_000}
+_VOCAB_SIZES = {"llama-3": 128_256, "qwen2.5": 151_936, "gpt-2, rows of odd length": 50_257}
 _NUM_ROWS = 3
 
 
