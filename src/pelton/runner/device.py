@@ -165,6 +165,8 @@ class PinnedStaging:
         if self._head + num_bytes > len(self._bytes):
             self._head = 0
         start, stop = self._head, self._head + num_bytes
+        while self._copies and self._copies[0][2].query():  # made, as all before it: it is in nobody's way
+            self._copies.popleft()
         while self._copies and self._is_in_the_way(start, stop):
             self._copies.popleft()[2].synchronize()
         self._head = stop

@@ -1,10 +1,12 @@
 """Queues, the packing of host arrays, and which graphs and warm-up steps there are."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from pelton.runner.device import CpuQueue, make_staging, pack, pack_places, unpack
+from pelton.runner.device import CpuQueue, PinnedStaging, make_staging, pack, pack_places, unpack
 from pelton.runner.graphs import graph_sizes
 from pelton.runner.warmup import token_counts
 
@@ -70,3 +72,58 @@ def test_warm_up_reaches_both_sides_of_powers_of_two(most):
     for power in (2, 4, 16, 1024):
         if power < most:
             assert {power, power + 1} <= set(counts)
+
+
+class Copied:
+    """An event of a copy that the test, or whoever waits for it, lets be made."""
+
+    num_made = 0
+    all: list = []  # noqa: RUF012
+
+    def __init__(self):
+        self.number = len(Copied.all)
+        Copied.all.append(self)
+
+    def record(self):
+        pass
+
+    def query(self):
+        return self.number < Copied.num_made
+
+    def synchronize(self):
+        Copied.num_made = max(Copied.num_made, self.number + 1)
+
+
+@pytest.fixture
+def staging(monkeypatch):
+    """The ring of a GPU over plain memory of 1,024 bytes."""
+    monkeypatch.setattr(torch.cuda, "Event", Copied)
+    monkeypatch.setattr(Copied, "num_made", 0)
+    monkeypatch.setattr(Copied, "all", [])
+
+    def resize(self, capacity_bytes):
+        self._ring = torch.empty(capacity_bytes, dtype=torch.uint8)
+        self._bytes, self._head = self._ring.numpy(), 0
+
+    monkeypatch.setattr(PinnedStaging, "_resize", resize)
+    return PinnedStaging(torch.device("cpu"), 1024)
+
+
+def test_copies_that_were_made_are_forgotten(staging):
+    """Else every call would look at all that the ring ever held, which after some minutes takes longer than a step."""
+    for _ in range(1000):
+        staging.put(np.zeros(1, dtype=np.int64))
+        Copied.num_made = len(Copied.all)
+        assert len(staging._copies) <= 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_written_over_before_its_copy_was_made(staging, seed):
+    draw = random.Random(seed)
+    for _ in range(300):
+        values = np.array(draw.choices(range(100), k=draw.randint(1, 60)), dtype=np.int64)
+        (tensor,) = staging.put(values)
+        assert tensor.tolist() == values.tolist()
+        pending = [(start, stop) for start, stop, event in staging._copies if not event.query()]
+        assert all(a[1] <= b[0] or b[1] <= a[0] for i, a in enumerate(pending) for b in pending[:i])
+        Copied.num_made = max(Copied.num_made, draw.randint(0, len(Copied.all)))
