@@ -114,7 +114,8 @@ def serve(argv: list[str]) -> int:
 def bench(argv: list[str]) -> int:
     """throughput of an engine offline; any server over HTTP; sweeps; reports"""
     return _subcommand("bench", {"throughput": bench_throughput, "serve": bench_serve, "sweep": bench_sweep,
-                                 "calibrate": bench_calibrate, "report": bench_report, "schema": bench_schema}, argv)
+                                 "search": bench_search, "calibrate": bench_calibrate, "report": bench_report,
+                                 "schema": bench_schema}, argv)
 
 
 def bench_throughput(argv: list[str]) -> int:
@@ -154,6 +155,14 @@ def bench_report(argv: list[str]) -> int:
     from pelton.bench.report.command import run_report
 
     return run_report(_options(ReportOptions, "bench report", bench_report.__doc__, argv, "results"))
+
+
+def bench_search(argv: list[str]) -> int:
+    """the highest load that keeps latency targets, or the knee of throughput"""
+    from pelton.bench.options import SearchOptions
+    from pelton.bench.search import run_search
+
+    return run_search(_options(SearchOptions, "bench search", bench_search.__doc__, argv, "url"))
 
 
 def bench_calibrate(argv: list[str]) -> int:

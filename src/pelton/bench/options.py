@@ -6,11 +6,14 @@ The command line makes its options from these classes; a default stands here and
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from pelton.bench.load.options import LoadOptions, require, require_list
+from pelton.bench.analysis import AnalysisOptions, WatchOptions
+from pelton.bench.load.options import DEFAULT_NUM_REQUESTS, LoadOptions, require, require_list
+from pelton.bench.results import LoadSpec
 
+SEARCH_SECONDS = 10.0
 Endpoint = Literal["chat", "completions"]
 
 
@@ -58,7 +61,7 @@ class TargetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(LoadOptions, TargetOptions):
+class ServeOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
     """`pelton bench serve`: one prompt size, without and with streaming, at each concurrency."""
 
     concurrency: tuple[int, ...] = (1, 4)
@@ -72,6 +75,7 @@ class ServeOptions(LoadOptions, TargetOptions):
 
     def __post_init__(self) -> None:
         TargetOptions.__post_init__(self)
+        AnalysisOptions.__post_init__(self)
         LoadOptions.__post_init__(self)
         require_list("concurrency", self.concurrency, least=1)
         require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "at least 1")
@@ -80,7 +84,7 @@ class ServeOptions(LoadOptions, TargetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(LoadOptions, TargetOptions):
+class SweepOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
     """`pelton bench sweep`: every concurrency with every prompt size, streaming."""
 
     concurrency: tuple[int, ...] = (1, 2, 4, 8)
@@ -92,12 +96,15 @@ class SweepOptions(LoadOptions, TargetOptions):
     """Tokens each request asks for."""
     output_dir: str = field(default="bench-results", metadata={"aliases": ("--artifact-dir",)})
     """Directory for results.json, requests.csv, cells.csv and report.html."""
+    resume: bool = False
+    """Go on with the run whose results are in output_dir: keep its whole cells, measure the others."""
     duration_budget: float | None = None
     """Seconds for the whole sweep, shared out over its cells by size; a cell that spends its share starts no more
     requests and is marked cut short."""
 
     def __post_init__(self) -> None:
         TargetOptions.__post_init__(self)
+        AnalysisOptions.__post_init__(self)
         LoadOptions.__post_init__(self)
         for name in ("concurrency", "prompt_tokens", "output_tokens"):
             require_list(name, getattr(self, name), least=1)
@@ -108,7 +115,67 @@ class SweepOptions(LoadOptions, TargetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class SearchOptions(SweepOptions):
+    """`pelton bench search`: the load is searched for; one prompt size and one output size."""
+
+    prompt_tokens: tuple[int, ...] = field(default=(256,), metadata={"aliases": ("--synthetic-input-tokens-mean",)})
+    """Tokens of each prompt as the server counts them, chat template included."""
+    search_for: Literal["concurrency", "request_rate"] = "concurrency"
+    """What to vary. With goodput: the highest level at which enough requests are within the targets. Without: the
+    knee, the lowest concurrency that comes near the highest throughput, or the highest rate that is served."""
+    search_start: float = 1.0
+    """First level."""
+    search_most: float = 1024.0
+    """Highest level."""
+    search_precision: float = 0.1
+    """The search ends when the lowest level that failed is so little above the highest that passed, relatively."""
+    attainment: float = 99.0
+    """Percent of the requests that must be within the targets of goodput."""
+    knee_gain: float = 10.0
+    """Percent more output tokens a second that twice the concurrency must bring for the search to go up, and within
+    which of the highest throughput the knee lies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prompt_tokens", "output_tokens"):
+            require(len(getattr(self, name)) == 1, name, getattr(self, name), "one number")
+        given = [name for name in ("request_rate", "stages", "trace") if getattr(self, name)]
+        require(not given, "load", ", ".join(given), "left to the search; give search_for")
+        for name in ("search_start", "search_most", "search_precision"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, name, value, "above 0")
+        require(self.search_start <= self.search_most, "search_start", self.search_start, "at most search_most")
+        if self.search_for == "concurrency":
+            for name in ("search_start", "search_most"):
+                require(getattr(self, name).is_integer(), name, getattr(self, name), "a whole number of requests")
+        require(0 < self.attainment <= 100, "attainment", self.attainment, "above 0 and at most 100")
+
+    @property
+    def wants_knee(self) -> bool:
+        return self.goodput is None and self.search_for == "concurrency"
+
+    @property
+    def criterion(self) -> str:
+        """What a level must keep, in words."""
+        if self.goodput is not None:
+            return f"at least {self.attainment:g} % of the requests within {self.goodput}"
+        if self.search_for == "request_rate":
+            return "the requests that arrive are served"
+        return f"lowest concurrency within {self.knee_gain:g} % of the highest output throughput"
+
+    def load_at(self, level: float) -> LoadSpec:
+        """The load of one level. By default enough requests to fill a closed loop four times, or ten seconds."""
+        is_unsized = self.num_requests is None and self.measurement_duration is None
+        if self.search_for == "request_rate":
+            duration = SEARCH_SECONDS if is_unsized else self.measurement_duration
+            options = LoadOptions(**{f.name: getattr(self, f.name) for f in fields(LoadOptions)})
+            return replace(options, request_rate=(level,), measurement_duration=duration).loads(())[0]
+        count = max(DEFAULT_NUM_REQUESTS, 4 * int(level)) if is_unsized else self.num_requests
+        return replace(self, num_requests=count).loads((int(level),))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(AnalysisOptions):
     """`pelton bench report`: the report of a stored result, made again."""
 
     results: str

@@ -455,6 +455,32 @@ class Workload(Record, kw_only=True):
     """Whether no two prompts of the run share their first content token."""
 
 
+class SearchStep(Record):
+    """One level that a search tried."""
+
+    level: float
+    """Requests in flight, or per second."""
+    cell: str
+    passed: bool
+    """Whether it kept what was asked for; where a knee is searched, whether it lies below the knee."""
+    reason: str
+
+
+class SearchResult(Record):
+    """What a search found."""
+
+    variable: Literal["concurrency", "request_rate"]
+    criterion: str
+    steps: list[SearchStep]
+    """In the order in which they were tried."""
+    best: float | None
+    """Highest level that passed below the lowest that failed, or the knee; none when there is none."""
+    least_failed: float | None
+    """Lowest level that failed; none when none did."""
+    is_settled: bool
+    """Whether the search came to its end; otherwise the answer lies between the two, or beyond."""
+
+
 class RunResult(Record, kw_only=True):
     """Everything one `pelton bench serve`, `sweep` or `search` measured."""
 
@@ -468,6 +494,7 @@ class RunResult(Record, kw_only=True):
     duration_s: float
     cells: list[CellResult]
     skipped_cells: list[str]
+    search: SearchResult | None = None
     findings: list[Finding]
     metrics: list[MetricDefinition]
     analysis: Analysis = NO_ANALYSIS

@@ -7,12 +7,13 @@ import dataclasses
 import itertools
 import secrets
 import shlex
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
 from pelton.bench import event_loop, prompts
+from pelton.bench.agenda import Agenda
 from pelton.bench.audit import audit
 from pelton.bench.budget import Budget
 from pelton.bench.calibration_store import nearest
@@ -21,15 +22,26 @@ from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.load.plan import Planned
 from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.monitors.watch import Watch
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
 from pelton.bench.progress import Progress
-from pelton.bench.results import SCHEMA, CellResult, ClientError, LoadSpec, RequestRecord, RunResult, Workload
-from pelton.bench.summary import summarize
+from pelton.bench.results import (
+    SCHEMA,
+    Analysis,
+    CellResult,
+    ClientError,
+    LoadSpec,
+    RequestRecord,
+    RunResult,
+    Workload,
+)
+from pelton.bench.resume import check_target, whole_cells
+from pelton.bench.summary import recompute, summarize
 from pelton.bench.target import Target, open_target
+from pelton.bench.workers.crew import Crew
 from pelton.errors import ServerError
 
 Keep = Callable[[RunResult], None]
-T = TypeVar("T")
 MOST_OPEN_CONNECTIONS = 512  # an open loop opens more when it has to, as far as the limit of files allows
 
 
@@ -37,15 +49,17 @@ class Run:
     """The cells of one command, measured in order; the trials of all cells are interleaved."""
 
     def __init__(self, kind: Literal["serve", "sweep", "search"], options: ServeOptions | SweepOptions,
-                 specs: Sequence[CellSpec], *, progress: Progress, keep: Keep | None = None,
-                 client_errors: Sequence[ClientError] = ()) -> None:
+                 agenda: Agenda, *, progress: Progress, keep: Keep | None = None,
+                 client_errors: Sequence[ClientError] = (), earlier: RunResult | None = None) -> None:
         """`keep` is given the result so far after every cell, so that a crash loses one cell at most.
 
-        `client_errors` are the client's own errors on this machine, kept with the cells they concern.
+        `client_errors` are the client's own errors on this machine, kept with the cells they concern. `earlier` is a
+        run to go on with: its whole cells are kept.
         """
         self._kind = kind
         self._options = options
-        self._specs = list(specs)
+        self._agenda = agenda
+        self._earlier = earlier
         self._progress = progress
         self._keep = keep
         self._client_errors = client_errors
@@ -53,8 +67,12 @@ class Run:
         self._seed = secrets.randbits(32) if options.seed is None else options.seed
         self._cells: dict[str, CellResult] = {}
         self._requests: list[RequestRecord] = []
-        self._skipped: list[str] = []
+        if earlier is not None:
+            self._seed = earlier.workload.seed
+            self._cells, self._requests = whole_cells(earlier, num_trials=options.num_trials)
         self._stop_reason: str | None = None
+        self._analysis: Analysis
+        self._watch: Watch
 
     async def measure(self) -> RunResult:
         """Runs all cells. An interrupt or a failing server ends the run early; the result says so.
@@ -62,44 +80,54 @@ class Run:
         Raises:
             PeltonError: nothing could be measured at all.
         """
-        allow_connections(max(_num_connections(spec.load) for spec in self._specs))
-        target = await open_target(self._options, seed=self._seed)
-        for spec in self._specs:
+        allow_connections(max(map(_num_connections, self._agenda.loads())))
+        # Prompts that an earlier part of the run has sent must not come again: the server may have kept them.
+        target = await open_target(self._options, seed=self._seed + len(self._requests))
+        check_target(self._earlier, target.info)
+        crew = Crew(self._options.workers, target.client)
+        self._analysis = self._options.make(Analysis(hardware=target.hardware))
+        for _, spec in self._agenda.upcoming(self._cells):
             target.prompts.check(spec.least_prompt_tokens)
-        start_ns = now_ns()
+        self._watch = Watch(gpus=self._options.gpus_to_watch(target.client.address.host),
+                            metrics_url=self._options.url_to_watch(target.client.address.url))
+        start_ns = now_ns() - (0 if self._earlier is None else round(self._earlier.duration_s * 1e9))
         seconds = getattr(self._options, "duration_budget", None)
-        budget = Budget(None if seconds is None else start_ns + round(seconds * 1e9))
-        todo = [(trial, spec) for trial in range(self._options.num_trials) for spec in self._specs]
-        self._progress.start(len(todo), target.info)
+        budget = Budget(None if seconds is None else now_ns() + round(seconds * 1e9))
+        self._progress.start(len(self._agenda.upcoming(self._cells)), target.info)
         try:
-            for number, (trial, spec) in enumerate(todo):
-                if self._stop_reason is not None or (number and not budget.has_time()):
-                    self._skip(spec)
-                    continue
-                deadline_ns = budget.deadline_ns([spec for _, spec in todo[number:]])
+            self._watch.start()
+            is_first = True
+            while (upcoming := self._agenda.upcoming(self._cells)) and self._stop_reason is None:
+                if not is_first:
+                    if not budget.has_time():
+                        break
+                    if self._keep is not None:
+                        self._keep(self._result(target, start_ns, is_running=True))
+                is_first = False
+                trial, spec = upcoming[0]
+                deadline_ns = budget.deadline_ns([spec for _, spec in upcoming])
                 try:
-                    await self._measure_trial(spec, trial, target, start_ns, deadline_ns, budget)
+                    await self._measure_trial(spec, trial, target, start_ns, deadline_ns, budget, crew)
                 except asyncio.CancelledError:  # Ctrl-C between two loads; within one, the load keeps what has ended
                     self._stop_reason = "interrupted"
-                    self._skip(spec)
-                if self._keep is not None and number + 1 < len(todo):
-                    self._keep(self._result(target, start_ns, is_running=True))
+            self._watch.stop()
+            return self._result(target, start_ns)
         finally:
+            self._watch.close()
             self._progress.stop()
             target.client.close()
-        return self._result(target, start_ns)
-
-    def _skip(self, spec: CellSpec) -> None:
-        """A cell that had no trial at all is skipped; one that had some says how many."""
-        if spec.id not in self._cells and spec.id not in self._skipped:
-            self._skipped.append(spec.id)
+            crew.pool.close()
 
     async def _measure_trial(self, spec: CellSpec, trial: int, target: Target, start_ns: int,
-                             deadline_ns: int | None, budget: Budget) -> None:
+                             deadline_ns: int | None, budget: Budget, crew: Crew) -> None:
         self._progress.cell_started(spec)
         began_ns = now_ns()
-        outcome: TrialOutcome = await run_trial(spec, target, seed=self._seed, trial=trial, epoch_ns=start_ns,
-                                                deadline_ns=deadline_ns, on_end=self._count)
+        while True:
+            outcome = await run_trial(spec, target, seed=self._seed, trial=trial, epoch_ns=start_ns,
+                                      deadline_ns=deadline_ns, on_end=self._count, pool=crew.pool,
+                                      num_workers=crew.num_workers)
+            if outcome.stop_reason is not None or not crew.grow_for(outcome.client):
+                break
         wanted = (spec.load.num_requests or 1) + spec.num_warmup
         budget.learn(spec, (now_ns() - began_ns) / 1e9, min(len(outcome.records) / wanted, 1.0))
         self._requests += outcome.records
@@ -110,7 +138,7 @@ class Run:
             cell, client=msgspec.structs.replace(cell.client, calibration=error))
         if outcome.was_cancelled:
             self._stop_reason = "interrupted"
-        elif outcome.is_server_failing:
+        elif outcome.is_server_failing and not (self._agenda.expects_failures and _last_error(outcome) != "connect"):
             self._stop_reason = f"the server failed in cell {spec.id}: {_failure_line(outcome)}"
         self._progress.cell_ended(self._cells[spec.id])
 
@@ -121,35 +149,34 @@ class Run:
     def _result(self, target: Target, start_ns: int, *, is_running: bool = False) -> RunResult:
         cells = list(self._cells.values())
         num_trials = self._options.num_trials
-        is_whole = not is_running and not self._skipped and all(
+        skipped = self._agenda.missing(self._cells)
+        search = self._agenda.conclude(self._cells)
+        is_whole = not is_running and not skipped and (search is None or search.is_settled) and all(
             c.status == "complete" and c.num_trials == num_trials for c in cells)
+        series, missing = self._watch.read(start_ns)
         result = RunResult(
             schema=SCHEMA, kind=self._kind, status="complete" if is_whole else "partial",
             stop_reason="not ended yet" if is_running else self._stop_reason, environment=self._environment,
+            analysis=self._analysis, series=series, series_missing=missing,
             target=target.info, workload=self._workload(target),
-            duration_s=(now_ns() - start_ns) / 1e9, cells=cells, skipped_cells=list(self._skipped),
+            duration_s=(now_ns() - start_ns) / 1e9, cells=cells, skipped_cells=skipped, search=search,
             findings=[], metrics=[m.describe() for m in all_metrics()], requests=list(self._requests))
+        result = recompute(result)  # with what was watched
         return msgspec.structs.replace(result, findings=audit(result))
 
     def _workload(self, target: Target) -> Workload:
         options = self._options
         return Workload(
-            loads=_distinct(spec.load for spec in self._specs),
-            prompt_tokens=_distinct(spec.prompt_tokens for spec in self._specs),
-            output_tokens=_distinct(spec.output_tokens for spec in self._specs), num_warmup=options.num_warmup,
+            loads=self._agenda.loads(), prompt_tokens=_as_list(options.prompt_tokens),
+            output_tokens=_as_list(options.output_tokens), num_warmup=options.num_warmup,
             num_trials=options.num_trials, temperature=options.temperature, fixed_output=options.fixed_output,
             seed=self._seed, request_timeout_s=options.request_timeout,
             duration_budget_s=getattr(options, "duration_budget", None), prompts=prompts.DESCRIPTION,
             first_tokens_unique=target.prompts.first_tokens_unique)
 
 
-def _distinct(items: Iterable[T]) -> list[T]:
-    """Without repeats, in order of first appearance."""
-    found: list[T] = []
-    for item in items:
-        if item not in found:
-            found.append(item)
-    return found
+def _as_list(sizes: int | tuple[int, ...]) -> list[int]:
+    return [sizes] if isinstance(sizes, int) else list(sizes)
 
 
 def _num_connections(load: LoadSpec) -> int:
@@ -186,11 +213,17 @@ def raise_if_failed(result: RunResult, kept_in: str | None) -> None:
     place = f"; what was measured is kept in {kept_in}" if kept_in else ""
     if result.stop_reason is not None and result.stop_reason != "interrupted":
         raise ServerError(f"{result.stop_reason}{place}")
+    if result.search is not None and result.search.best is not None:
+        return  # what failed was meant to find the limit
     refused = [c for c in result.cells if c.num_done and sum(c.errors.values()) == c.num_done]
     refused += [c for c in result.cells if not c.num_done and c.stop_reason not in (None, "interrupted")]
     if refused:
         reason = refused[0].stop_reason or ", ".join(f"{n} × {kind}" for kind, n in refused[0].errors.items())
         raise ServerError(f"every request failed in cell {', '.join(c.id for c in refused)}: {reason}{place}")
+
+
+def _last_error(outcome: TrialOutcome) -> str:
+    return next(r.error for r in reversed(outcome.records) if r.error is not None)
 
 
 def _failure_line(outcome: TrialOutcome) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pelton.bench.agenda import FixedAgenda
 from pelton.bench.cell import CellSpec, default_warmup
 from pelton.bench.command import measure
 from pelton.bench.options import ServeOptions
@@ -17,4 +18,4 @@ def run_serve(options: ServeOptions) -> int:
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
                       is_stream=is_stream, cancellation_delay_s=options.cancellation_delay)
              for is_stream in (False, True) for load in options.loads(options.concurrency)]
-    return measure("serve", options, specs)
+    return measure("serve", options, FixedAgenda(specs, num_trials=options.num_trials))

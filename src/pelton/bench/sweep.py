@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from pelton.bench.agenda import FixedAgenda
 from pelton.bench.cell import CellSpec, default_warmup
 from pelton.bench.command import measure
 from pelton.bench.load.trace import read_trace
@@ -17,7 +18,7 @@ def run_sweep(options: SweepOptions) -> int:
     Raises:
         PeltonError: wrong options, an unwritable output_dir, or the server failed; what was measured is kept.
     """
-    return measure("sweep", options, sweep_specs(options))
+    return measure("sweep", options, FixedAgenda(sweep_specs(options), num_trials=options.num_trials))
 
 
 def sweep_specs(options: SweepOptions) -> list[CellSpec]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pelton.bench.results import CellResult, Distribution, Finding, OfflineResult, RunResult
+from pelton.bench.results import CellResult, Distribution, Finding, OfflineResult, RunResult, SearchResult
 
 SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
 PERCENTS = (50, 95, 99)
@@ -120,6 +120,18 @@ def print_result(console: Console, result: RunResult) -> None:
         console.print("[dim]– under P95 or P99: too few samples; the audit says how many more[/dim]")
     console.print()
     print_findings(console, result.findings)
+
+
+def search_table(search: SearchResult) -> Table:
+    """The levels of a search in the order in which they were tried, and what it found."""
+    unit = {"concurrency": "in flight", "request_rate": "requests/s"}[search.variable]
+    found = "no level passed" if search.best is None else f"{search.best:.4g} {unit}"
+    beyond = "" if search.least_failed in (None, search.best) else f"; {search.least_failed:.4g} failed"
+    state = "" if search.is_settled else " (search not ended)"
+    table = _table(f"Search: {escape(search.criterion)}: {found}{beyond}{state}", (unit, "", "why"))
+    for step in search.steps:
+        table.add_row(f"{step.level:.4g}", "passed" if step.passed else "[dim]–[/dim]", escape(step.reason))
+    return table
 
 
 def offline_table(result: OfflineResult) -> Table:

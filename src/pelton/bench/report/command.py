@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from pelton.bench.audit import audit
-from pelton.bench.command import print_json
+from pelton.bench.command import print_json, strict_status
 from pelton.bench.files import read_result
 from pelton.bench.options import ReportOptions
 from pelton.bench.report.page import write_report
@@ -23,7 +23,8 @@ def run_report(options: ReportOptions) -> int:
     source = Path(options.results).expanduser()
     if source.is_dir():
         source = source / "results.json"
-    result = recompute(read_result(source))
+    result = read_result(source)
+    result = recompute(msgspec.structs.replace(result, analysis=options.make(result.analysis)))
     result = msgspec.structs.replace(result, findings=audit(result))
     output = source.with_name("report.html") if options.output is None else Path(options.output).expanduser()
     write_report(result, output)
@@ -31,4 +32,4 @@ def run_report(options: ReportOptions) -> int:
         print_json({"report": str(output), "status": result.status})
     else:
         print(output)
-    return 0
+    return strict_status(result) if options.strict else 0

@@ -1,0 +1,86 @@
+"""Searching, and going on with a run that ended early, against the calibration server."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from helpers.bench import prompt_counter
+
+from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.files import read_result
+from pelton.bench.options import SearchOptions, SweepOptions
+from pelton.bench.search import run_search
+from pelton.bench.sweep import run_sweep
+from pelton.errors import ConfigError, ServerError
+
+TINY = Path(str(files("pelton") / "models_data" / "pelton-tiny"))
+COUNT = prompt_counter(TINY)
+
+
+def serving(**behaviour):
+    return serve_in_thread(Behaviour(**{"model": "tiny", "root": str(TINY), "count_prompt": COUNT, **behaviour}))
+
+
+def fields(folder, **options):
+    return {"concurrency": (1, 2), "prompt_tokens": (20, 30), "output_tokens": (5,), "num_requests": 4, "num_warmup": 1,
+            "output_dir": str(folder), "calibrate": False, "request_timeout": 20.0, **options}
+
+
+def measured(body):
+    return body["max_tokens"] == 5
+
+
+def test_a_failed_sweep_is_gone_on_with(tmp_path):
+    def break_once(number, body):
+        return "status_500" if measured(body) and COUNT(body) == 30 else None
+
+    with serving(fault=break_once) as server, pytest.raises(ServerError):
+        run_sweep(SweepOptions(url=server.url, **fields(tmp_path)))
+    first = read_result(tmp_path / "results.json")
+    sent = {body["messages"][0]["content"] for body in server.bodies if measured(body)}
+    whole = [c for c in first.cells if c.status == "complete"]
+    assert 1 <= len(whole) < 4
+    with serving() as server:
+        assert run_sweep(SweepOptions(url=server.url, **fields(tmp_path, resume=True))) == 0
+    second = read_result(tmp_path / "results.json")
+    assert (second.status, len(second.cells), second.skipped_cells) == ("complete", 4, [])
+    kept = {c.id for c in whole}
+    assert [r for r in second.requests if r.cell in kept] == [r for r in first.requests if r.cell in kept]
+    assert sum(measured(body) for body in server.bodies) == (4 - len(kept)) * 5
+    again = {body["messages"][0]["content"] for body in server.bodies if measured(body)}
+    assert not sent & again
+    assert min(r.sent_us for r in second.requests if r.cell not in kept) > max(
+        r.end_us for r in second.requests if r.cell in kept)
+    assert second.workload.seed == first.workload.seed
+
+
+def test_nothing_to_resume_is_a_run_from_the_start(tmp_path):
+    with serving() as server:
+        assert run_sweep(SweepOptions(url=server.url, **fields(tmp_path, resume=True))) == 0
+    assert len(read_result(tmp_path / "results.json").cells) == 4
+
+
+def test_another_server_or_command_is_not_gone_on_with(tmp_path):
+    with serving() as server:
+        run_sweep(SweepOptions(url=server.url, **fields(tmp_path)))
+    with serving(model="other") as server, pytest.raises(ConfigError, match="resume: the earlier run had model 'tiny'"):
+        run_sweep(SweepOptions(url=server.url, **fields(tmp_path, resume=True)))
+    with serving() as server, pytest.raises(ConfigError, match="is the result of bench sweep, not of bench search"):
+        run_search(SearchOptions(url=server.url, **fields(tmp_path, resume=True, prompt_tokens=(20,))))
+
+
+def test_search_finds_where_a_server_refuses(tmp_path, capsys):
+    """The server answers at most five at a time and refuses the others."""
+    made = {}
+
+    def refuse(number, body):
+        return "status_500" if measured(body) and made["server"].num_in_flight >= 5 else None
+
+    with serving(ttft_s=0.02, fault=refuse) as server:
+        made["server"] = server
+        options = fields(tmp_path, prompt_tokens=(20,), num_warmup=0, num_requests=20, search_most=32.0)
+        del options["concurrency"]
+        assert run_search(SearchOptions(url=server.url, **options)) == 0
+    result = read_result(tmp_path / "results.json")
+    assert (result.kind, result.search.best, result.search.least_failed) == ("search", 5.0, 6.0)
+    assert "Search" in capsys.readouterr().out
