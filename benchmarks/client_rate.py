@@ -121,6 +121,7 @@ def rates(commands: dict[str, Command], url: str, rounds: int) -> dict[str, list
             with tempfile.TemporaryDirectory() as folder:
                 seconds = [run(command(url, STREAMS, n, Path(folder) / str(n)))[0] for n in (few, many)]
             found[name].append((many - few) / (seconds[1] - seconds[0]))
+            tell(f"{name}: {found[name][-1]:,.0f} requests per CPU second")
     return found
 
 
@@ -133,7 +134,13 @@ def accuracy(commands: dict[str, Command], url: str, streams: int) -> dict[str, 
             p50, p99 = reported_ttft(name, Path(folder))
         found[name] = {"ttft_error_p50_ms": round(p50 - TTFT_S * 1e3, 2),
                        "ttft_error_p99_ms": round(p99 - TTFT_S * 1e3, 2)}
+        tell(f"{streams} streams, {name}: {found[name]}")
     return found
+
+
+def tell(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def own_error(streams: tuple[int, ...]) -> list[dict[str, float]]:
