@@ -7,7 +7,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from pelton.bench.client import now_ns
+from pelton.bench.conversation import SessionSpec, num_sessions, run_conversations
+from pelton.bench.load.options import LoadOptions
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.run_load import run_load
 from pelton.bench.load.shapes import Shape, make_shapes
@@ -38,6 +42,8 @@ class CellSpec:
     """Unmeasured requests at the beginning of each trial."""
     is_stream: bool
     trace: Sequence[TraceRequest] = ()
+    session: SessionSpec | None = None
+    """Conversations instead of single requests; the loads then count and start conversations."""
     cancellation_delay_s: float | None = None
     """Cancelled requests are given up within so long; none: after a random number of chunks."""
 
@@ -49,12 +55,14 @@ class CellSpec:
     def id(self) -> str:
         kind = "" if self.is_stream else "-whole"
         sizes = "" if self.trace else f"-p{self.prompt_tokens}-o{self.output_tokens}"
+        if self.session is not None:
+            sizes += f"-t{self.session.num_turns}"
         return f"{self.load.key}{sizes}{kind}"
 
     def empty(self) -> CellResult:
         """The cell before anything was measured."""
         return empty_cell(self.id, self.load, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens,
-                          is_stream=self.is_stream, has_fixed_sizes=not self.trace)
+                          is_stream=self.is_stream, has_fixed_sizes=not self.trace and self.session is None)
 
 
 def closed(concurrency: int, num_requests: int | None, *, duration_s: float | None = None,
@@ -62,6 +70,14 @@ def closed(concurrency: int, num_requests: int | None, *, duration_s: float | No
     """A closed loop, by count or by time."""
     return LoadSpec(kind="closed", concurrency=concurrency, num_requests=num_requests, duration_s=duration_s,
                     cancellation_rate=cancellation_rate)
+
+
+def session_of(options: LoadOptions) -> SessionSpec | None:
+    """The conversations that the options ask for; none for single requests."""
+    if options.session_turns == 1:
+        return None
+    return SessionSpec(num_turns=options.session_turns, turn_tokens=options.session_turn_tokens,
+                       think_time_s=options.think_time)
 
 
 def default_warmup(load: LoadSpec) -> int:
@@ -95,20 +111,33 @@ async def run_trial(spec: CellSpec, target: Target, *, seed: int, trial: int = 0
         deadline_ns: when to start no more requests.
         on_end: told of every exchange as it ends; not of those of other processes.
     """
-    shapes = make_shapes(spec.load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
+    name = f"{seed}/{spec.id}/{trial}"
+    load = spec.load
+    if spec.session is not None:
+        load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, spec.session.num_turns))
+    shapes = make_shapes(load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
                          num_warmup=spec.num_warmup, is_stream=spec.is_stream, trace=spec.trace,
-                         seed=f"{seed}/{spec.id}/{trial}", cancellation_delay_s=spec.cancellation_delay_s)
+                         seed=name, cancellation_delay_s=spec.cancellation_delay_s)
     pilot = LoadResult()
-    if spec.load.kind == "closed" and spec.load.num_requests is None:
+    prepared: list[Planned] = []
+    requests: Iterator[Planned] = iter(())
+    if spec.session is not None:
+        pass  # conversations make their requests as they go
+    elif spec.load.kind == "closed" and spec.load.num_requests is None:
         pilot = await _run_pilot(spec, target, deadline_ns)
         prepared = _prepare(spec, target, itertools.islice(shapes, _num_wanted(spec, pilot)))
-        requests: Iterator[Planned] = itertools.chain(prepared, (_plan(spec, target, shape) for shape in shapes))
+        requests = itertools.chain(prepared, (_plan(spec, target, shape) for shape in shapes))
     else:
         prepared = _prepare(spec, target, shapes)
         requests = iter(prepared)
     job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
     if pilot.was_cancelled:
         results = [pilot]
+    elif spec.session is not None:
+        await target.client.open_connections(job.concurrency or 1)
+        job.start_ns = now_ns() + LEAD_NS
+        results = [pilot, await run_conversations(spec.session, job, shapes, target, seed=name, on_end=on_end,
+                                                  num_requests=spec.load.num_requests, is_stream=spec.is_stream)]
     elif pool is not None and num_workers > 1:
         results = [pilot, *await pool.run(job, prepared, num_workers=min(num_workers, job.concurrency or num_workers))]
     else:

@@ -56,6 +56,8 @@ class TargetOptions:
                  "0 or more")
         require(math.isfinite(self.request_timeout) and self.request_timeout > 0, "request_timeout",
                  self.request_timeout, "above 0 seconds")
+        require(getattr(self, "session_turns", 1) == 1 or self.endpoint == "chat", "session_turns",
+                getattr(self, "session_turns", 1), "1 unless endpoint is chat")
         require(not self.token_ids or self.endpoint == "completions", "token_ids", self.token_ids,
                  "off unless endpoint is completions (chat takes no token ids)")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from pelton.bench.agenda import Cells
-from pelton.bench.cell import CellSpec, default_warmup
+from pelton.bench.cell import CellSpec, default_warmup, session_of
 from pelton.bench.command import measure
 from pelton.bench.options import SearchOptions
 from pelton.bench.results import CellResult, LoadSpec, SearchResult, SearchStep
@@ -152,4 +152,4 @@ class SearchAgenda:
         load = options.load_at(level)
         return CellSpec(load=load, prompt_tokens=options.prompt_tokens[0], output_tokens=options.output_tokens[0],
                         num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
-                        is_stream=True, cancellation_delay_s=options.cancellation_delay)
+                        is_stream=True, session=session_of(options), cancellation_delay_s=options.cancellation_delay)

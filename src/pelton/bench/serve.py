@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pelton.bench.agenda import FixedAgenda
-from pelton.bench.cell import CellSpec, default_warmup
+from pelton.bench.cell import CellSpec, default_warmup, session_of
 from pelton.bench.command import measure
 from pelton.bench.options import ServeOptions
 
@@ -16,6 +16,6 @@ def run_serve(options: ServeOptions) -> int:
     """
     specs = [CellSpec(load=load, prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
-                      is_stream=is_stream, cancellation_delay_s=options.cancellation_delay)
+                      is_stream=is_stream, session=session_of(options), cancellation_delay_s=options.cancellation_delay)
              for is_stream in (False, True) for load in options.loads(options.concurrency)]
     return measure("serve", options, FixedAgenda(specs, num_trials=options.num_trials))

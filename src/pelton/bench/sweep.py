@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from pelton.bench.agenda import FixedAgenda
-from pelton.bench.cell import CellSpec, default_warmup
+from pelton.bench.cell import CellSpec, default_warmup, session_of
 from pelton.bench.command import measure
 from pelton.bench.load.trace import read_trace
 from pelton.bench.options import SweepOptions
@@ -37,7 +37,7 @@ def sweep_specs(options: SweepOptions) -> list[CellSpec]:
                          cancellation_delay_s=options.cancellation_delay) for load in loads]
     specs = [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens, is_stream=True,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
-                      cancellation_delay_s=options.cancellation_delay)
+                      session=session_of(options), cancellation_delay_s=options.cancellation_delay)
              for load, prompt_tokens, output_tokens in itertools.product(loads, options.prompt_tokens,
                                                                          options.output_tokens)]
     return sorted(specs, key=_cost)

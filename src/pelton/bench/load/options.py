@@ -63,6 +63,13 @@ class LoadOptions:
     cancellation_delay: float | None = None
     """Cancelled requests are given up at a random time within so many seconds; none: after a random number of
     chunks (one second without streaming)."""
+    session_turns: int = 1
+    """Turns of each conversation; above 1, the loads start conversations, and a turn is sent when the answer before it
+    has arrived (chat only)."""
+    session_turn_tokens: int = 64
+    """Tokens of text that the user adds in each turn after the first."""
+    think_time: float = 0.0
+    """Mean seconds between an answer and the next turn, exponentially distributed."""
     workers: str = "auto"
     """Client processes: a number, or auto for one, and more where its core turns out too slow."""
     calibrate: bool = True
@@ -86,6 +93,13 @@ class LoadOptions:
                 "above 0")
         require(self.max_in_flight >= 1, "max_in_flight", self.max_in_flight, "at least 1")
         require(0 <= self.cancellation_rate <= 1, "cancellation_rate", self.cancellation_rate, "from 0 to 1")
+        require(self.session_turns >= 1, "session_turns", self.session_turns, "at least 1")
+        require(self.session_turn_tokens >= 1, "session_turn_tokens", self.session_turn_tokens, "at least 1")
+        require(math.isfinite(self.think_time) and self.think_time >= 0, "think_time", self.think_time, "0 or more")
+        if self.session_turns > 1:
+            require(self.trace is None, "trace", self.trace, "left out with session_turns")
+            require(not self.cancellation_rate, "cancellation_rate", self.cancellation_rate, "0 with session_turns")
+            require(self.workers in ("auto", "1"), "workers", self.workers, "1 with session_turns")
         is_count = self.workers.isdecimal() and int(self.workers) >= 1
         require(self.workers == "auto" or is_count, "workers", self.workers, "auto or a number of at least 1")
         given = [name for name in ("request_rate", "stages", "trace") if getattr(self, name)]
