@@ -29,6 +29,7 @@ LEAD_NS = 20_000_000  # from the end of the preparations to time 0 of an open lo
 MAX_PREPARED = 20_000  # requests of a closed loop that goes by time; later ones are made as they are needed
 DEFAULT_MAX_IN_FLIGHT = 4096
 OPEN_WARMUP_S = 2.0
+RAN_OUT = "the requests made beforehand ran out; give fewer workers or a number of requests"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,8 @@ async def run_trial(spec: CellSpec, target: Target, *, seed: int, trial: int = 0
         job.start_ns = now_ns() + LEAD_NS
         results = [pilot, await run_load(job, requests, target.client.send, on_end=on_end)]
     result = join(results)
+    if len(results) > 2 and spec.load.num_requests is None and len(result.sent) > len(prepared):  # + the pilot
+        result.stop_reason = result.stop_reason or RAN_OUT
     records = [make_record(planned, exchange, target, cell=spec.id, trial=trial, is_stream=spec.is_stream,
                            epoch_ns=epoch_ns) for planned, exchange in result.sent]
     records.sort(key=lambda r: (not r.is_warmup, r.index))

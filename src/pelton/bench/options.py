@@ -56,8 +56,6 @@ class TargetOptions:
                  "0 or more")
         require(math.isfinite(self.request_timeout) and self.request_timeout > 0, "request_timeout",
                  self.request_timeout, "above 0 seconds")
-        require(getattr(self, "session_turns", 1) == 1 or self.endpoint == "chat", "session_turns",
-                getattr(self, "session_turns", 1), "1 unless endpoint is chat")
         require(not self.token_ids or self.endpoint == "completions", "token_ids", self.token_ids,
                  "off unless endpoint is completions (chat takes no token ids)")
 
@@ -79,6 +77,7 @@ class ServeOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
         TargetOptions.__post_init__(self)
         AnalysisOptions.__post_init__(self)
         LoadOptions.__post_init__(self)
+        self.check_endpoint(self.endpoint)
         require_list("concurrency", self.concurrency, least=1)
         require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "at least 1")
         require(self.output_tokens >= 1, "output_tokens", self.output_tokens, "at least 1")
@@ -108,6 +107,7 @@ class SweepOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
         TargetOptions.__post_init__(self)
         AnalysisOptions.__post_init__(self)
         LoadOptions.__post_init__(self)
+        self.check_endpoint(self.endpoint)
         for name in ("concurrency", "prompt_tokens", "output_tokens"):
             require_list(name, getattr(self, name), least=1)
         require(bool(self.output_dir), "output_dir", self.output_dir, "a directory")

@@ -84,7 +84,7 @@ class Run:
         # Prompts that an earlier part of the run has sent must not come again: the server may have kept them.
         target = await open_target(self._options, seed=self._seed + len(self._requests))
         check_target(self._earlier, target.info)
-        crew = Crew(self._options.workers, target.client)
+        crew = Crew(self._options.workers, target.client, self._client_errors)
         self._analysis = self._options.make(Analysis(hardware=target.hardware))
         for _, spec in self._agenda.upcoming(self._cells):
             target.prompts.check(spec.least_prompt_tokens)

@@ -8,7 +8,7 @@ from pelton.bench.client import Address, Client, Exchange, Failure
 from pelton.bench.framing import Response
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.tally import LoadResult
-from pelton.bench.results import ClientLoad
+from pelton.bench.results import ClientError, ClientLoad
 from pelton.bench.workers import crew
 from pelton.bench.workers.crew import Crew, most_workers
 from pelton.bench.workers.messages import Done, Go, Prepare, Ready, Setup, Stop, pack, read_order, read_report
@@ -83,6 +83,10 @@ def test_crew_grows_where_a_core_is_not_enough(monkeypatch):
     assert (grown.grow_for(busy(0.9)), grown.num_workers) == (True, 2)
     assert (grown.grow_for(busy(0.2, 0.8)), grown.num_workers) == (True, 3)
     assert (grown.grow_for(busy(1.0)), grown.num_workers) == (False, 3)
+    slow = ClientError(concurrency=512, num_events=9, ttft_p50_us=1.0, ttft_p99_us=1.0, event_p50_us=1.0,
+                       event_p99_us=10_001.0, itl_p50_us=1.0, itl_p99_us=1.0)
+    assert Crew("auto", client, [slow]).num_workers == 2
+    assert Crew("1", client, [slow]).num_workers == 1
     fixed = Crew("2", client)
     assert (fixed.num_workers, fixed.grow_for(busy(1.0)), fixed.num_workers) == (2, False, 2)
 

@@ -105,6 +105,15 @@ class LoadOptions:
         given = [name for name in ("request_rate", "stages", "trace") if getattr(self, name)]
         require(len(given) <= 1, " and ".join(given), "both", "given one at a time")
 
+    def check_endpoint(self, endpoint: str) -> None:
+        """Refuses conversations on a route that has none.
+
+        Raises:
+            ConfigError: session_turns is above 1 and the endpoint is not chat.
+        """
+        require(self.session_turns == 1 or endpoint == "chat", "session_turns", self.session_turns,
+                "1 unless endpoint is chat")
+
     def loads(self, concurrency: tuple[int, ...]) -> list[LoadSpec]:
         """The loads asked for: closed loops of these sizes, unless an open loop was asked for.
 

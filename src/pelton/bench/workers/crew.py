@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Sequence
 
+from pelton.bench.calibrate import is_within_target
 from pelton.bench.client import Client
-from pelton.bench.results import ClientLoad
+from pelton.bench.results import ClientError, ClientLoad
 from pelton.bench.workers.pool import WorkerPool
 
 MAX_CPU_SHARE = 0.7  # of a core; a busier client stamps late
@@ -15,11 +17,12 @@ MAX_CPU_SHARE = 0.7  # of a core; a busier client stamps late
 class Crew:
     """A fixed number of processes, or one and more when the work of one is too much."""
 
-    def __init__(self, asked: str, client: Client) -> None:
-        """`asked` is a number or auto."""
+    def __init__(self, asked: str, client: Client, errors: Sequence[ClientError] = ()) -> None:
+        """`asked` is a number or auto, `errors` those of a single process at the loads to come."""
         self.pool = WorkerPool(client)
-        self.num_workers = 1 if asked == "auto" else int(asked)
-        self._most = most_workers(client.address.host) if asked == "auto" else self.num_workers
+        self._most = most_workers(client.address.host) if asked == "auto" else int(asked)
+        is_slow = not all(map(is_within_target, errors))
+        self.num_workers = min(2 if is_slow else 1, self._most) if asked == "auto" else self._most
 
     def grow_for(self, client: ClientLoad) -> bool:
         """Doubles the processes when one was busier than it may be; True when the trial is to be measured again."""
