@@ -69,6 +69,16 @@ def test_another_server_or_command_is_not_gone_on_with(tmp_path):
         run_search(SearchOptions(url=server.url, **fields(tmp_path, resume=True, prompt_tokens=(20,))))
 
 
+@pytest.mark.parametrize(("limit_ms", "best"), [(1000, 4.0), (5, None)])
+def test_search_holds_cells_against_the_targets(tmp_path, limit_ms, best):
+    options = fields(tmp_path, prompt_tokens=(20,), search_most=4.0, goodput=f"ttft:{limit_ms}", attainment=50.0)
+    del options["concurrency"]
+    with serving(ttft_s=0.02) as server:
+        assert run_search(SearchOptions(url=server.url, **options)) == 0
+    search = read_result(tmp_path / "results.json").search
+    assert (search.best, search.is_settled) == (best, True)
+
+
 def test_search_finds_where_a_server_refuses(tmp_path, capsys):
     """The server answers at most five at a time and refuses the others."""
     made = {}

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from pelton.bench import event_loop, prompts
+from pelton.bench import event_loop
 from pelton.bench.agenda import Agenda
 from pelton.bench.audit import audit
 from pelton.bench.budget import Budget
@@ -132,7 +132,8 @@ class Run:
         budget.learn(spec, (now_ns() - began_ns) / 1e9, min(len(outcome.records) / wanted, 1.0))
         self._requests += outcome.records
         cell = join_trial(self._cells.get(spec.id, spec.empty()), outcome, trial)
-        cell = summarize(cell, [r for r in self._requests if r.cell == spec.id and not r.is_warmup])
+        cell = summarize(cell, [r for r in self._requests if r.cell == spec.id and not r.is_warmup],
+                         analysis=self._analysis)
         error = nearest(self._client_errors, cell.concurrency or cell.peak_in_flight)
         self._cells[spec.id] = msgspec.structs.replace(
             cell, client=msgspec.structs.replace(cell.client, calibration=error))
@@ -171,7 +172,7 @@ class Run:
             output_tokens=_as_list(options.output_tokens), num_warmup=options.num_warmup,
             num_trials=options.num_trials, temperature=options.temperature, fixed_output=options.fixed_output,
             seed=self._seed, request_timeout_s=options.request_timeout,
-            duration_budget_s=getattr(options, "duration_budget", None), prompts=prompts.DESCRIPTION,
+            duration_budget_s=getattr(options, "duration_budget", None), prompts="synthetic: random words of the tokenizer's vocabulary, first content tokens never repeated",
             first_tokens_unique=target.prompts.first_tokens_unique)
 
 

@@ -60,7 +60,9 @@ def judge(cell: CellResult, options: SearchOptions) -> tuple[bool, str]:
         if served < MIN_SERVED_SHARE * offered:
             return False, f"{served:.4g} of {offered:.4g} requests a second were served"
     if options.goodput is not None:
-        share, wanted = cell.value("attainment") or 0.0, options.attainment
+        share, wanted = cell.value("attainment"), options.attainment
+        if share is None:
+            return False, cell.metrics["attainment"].withheld or "no share of requests within the targets"
         return share >= wanted, f"{share:.4g} % of the requests within the targets, {wanted:g} wanted"
     return True, f"{cell.value('output_throughput') or 0.0:,.4g} tokens/s"
 
