@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import sys
@@ -61,6 +62,7 @@ class EngineClient:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, *ENGINE, "--engine", str(engine_dir), "--socket", str(theirs.fileno()),
                     "--config", json.dumps(to_dict(config)), *_weights_options(random_weights),
+                    "--log-level", logging.getLevelName(logging.getLogger().getEffectiveLevel()),
                     pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.PIPE,
                     start_new_session=True)  # its own session: Ctrl-C is for the server alone
             except BaseException:

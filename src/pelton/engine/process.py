@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import signal
 import socket
 import sys
@@ -112,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--socket", type=int, required=True, help="number of the open file that is the server's socket")
     parser.add_argument("--config", default="{}", help="ExecutorConfig as JSON")
     parser.add_argument("--random-weights", help="RandomWeights as JSON; --engine then is a model's folder")
+    parser.add_argument("--log-level", default="WARNING")
     args = parser.parse_args(argv)
+    logging.basicConfig(level=args.log_level, stream=sys.stderr,
+                        format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # whoever stops a whole group means the server, which asks us to stop
     end_with_parent()
