@@ -1,4 +1,4 @@
-"""What a result is held against besides itself (latency targets, a price, the hardware's limits) and what is watched."""
+"""What a result is held against besides itself (targets, a price, the hardware's limits), and what is watched."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class AnalysisOptions:
 
         model = load_model_config(Path(self.model_config).expanduser())
         return HardwareFacts(gpu=find_hardware(self.gpu).name if self.gpu != "cpu" else "cpu", num_gpus=self.num_gpus,
-                             model=msgspec.to_builtins(model), weight_dtype=self.weight_dtype,
+                             model=msgspec.json.decode(msgspec.json.encode(model)),
+                             weight_dtype=self.weight_dtype,
                              kv_cache_dtype=self.kv_cache_dtype, source="options")
 
 
