@@ -29,14 +29,19 @@ def page(made):
     return render(made)
 
 
+PLOTS = ["ttft-over-tokens", "heat-maps", "pareto", "throughput", "inter-token", "ttft-over-prompt", "distributions",
+         "timeline"]
+
+
 def test_plots_are_valid_figures_with_units(made):
     plots = make_plots(made)
-    assert [p.id for p in plots] == ["ttft-over-tokens", "throughput", "inter-token", "ttft-over-prompt"]
+    assert [p.id for p in plots] == PLOTS
     for plot in plots:
-        figure = go.Figure(plot.figure)
-        assert len(figure.data) == 2
-        assert figure.layout.xaxis.title.text
-        assert "(" in figure.layout.yaxis.title.text
+        for figure in plot.figures.values():
+            drawn = go.Figure(figure)
+            assert len(drawn.data) >= 1
+            assert drawn.layout.xaxis.title.text
+            assert drawn.layout.yaxis.title.text
 
 
 def test_first_plot_is_p95_ttft_over_measured_tokens_in_flight(made):
@@ -103,16 +108,36 @@ def test_report_of_nothing(tmp_path):
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WATCH = "<script>window.faults = []; addEventListener('error', (e) => faults.push(e.message));</script>"
+# Chooses every figure of every plot and writes down what was drawn, so that --dump-dom shows it.
+PROBE = """<script>
+const drawn = {};
+for (const place of document.querySelectorAll(".plot")) {
+  const picker = document.querySelector(`select[data-plot="${place.id}"]`);
+  drawn[place.id] = [];
+  for (let i = 0; i < (picker ? picker.options.length : 1); i++) {
+    if (picker) { picker.selectedIndex = i; picker.dispatchEvent(new Event("change")); }
+    drawn[place.id].push(place.querySelectorAll(".scatterlayer .trace, .heatmaplayer .hm").length);
+  }
+}
+const found = { drawn, faults, resources: performance.getEntriesByType("resource").map((r) => r.name) };
+document.body.insertAdjacentHTML("beforeend", `<pre id="probe">${JSON.stringify(found)}</pre>`);
+</script>"""
+
+
+def browse(page, tmp_path):
+    """What a browser without a network makes of the page."""
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--proxy-server=127.0.0.1:9", "--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run([BROWSER, *flags, "--dump-dom", path.as_uri()], capture_output=True, timeout=240,
+                         check=True).stdout.decode()
+    return json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)[-1])
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
-def test_browser_draws_every_plot(page, tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text(page, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-             "--proxy-server=127.0.0.1:9", "--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([BROWSER, *flags, "--dump-dom", path.as_uri()], capture_output=True, timeout=120,
-                         check=True).stdout.decode()
-    drawn = re.findall(r'<div class="plot[^"]*js-plotly-plot[^"]*" id="([\w-]+)"', dom)
-    assert drawn == ["ttft-over-tokens", "throughput", "inter-token", "ttft-over-prompt"]
-    assert dom.count('class="scatterlayer') == 4
+def test_browser_draws_every_figure_without_a_network(made, page, tmp_path):
+    found = browse(page, tmp_path)
+    expected = {p.id: [len(figure["data"]) for figure in p.figures.values()] for p in make_plots(made)}
+    assert found == {"drawn": expected, "faults": [], "resources": []}

@@ -20,31 +20,45 @@
     };
   }
 
-  function draw() {
-    for (const [id, figure] of Object.entries(figures)) {
-      const data = figure.data.map((trace) => {
-        const ink = color("s" + (trace.meta.series % 8));
-        return {
-          ...trace, line: { color: ink, width: 2 }, textfont: { color: color("soft"), size: 11 },
-          marker: { ...trace.marker, color: ink, line: { color: ink, width: 1.5 } },
-        };
-      });
-      const layout = {
-        xaxis: axis(figure.layout.xaxis), yaxis: axis(figure.layout.yaxis),
-        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-        font: { family: getComputedStyle(document.body).fontFamily, size: narrow.matches ? 11 : 13, color: color("ink") },
-        margin: narrow.matches ? { l: 8, r: 12, t: 14, b: 8 } : { l: 16, r: 28, t: 20, b: 16 },
-        legend: { orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom" },
-        hoverlabel: { align: "left", bgcolor: color("card"), bordercolor: color("line"), font: { color: color("ink") } },
-        showlegend: figure.data.length > 1, hovermode: "closest", dragmode: narrow.matches ? false : "zoom",
-      };
-      Plotly.react(id, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+  function paint(trace) {
+    const ink = color("s" + (trace.meta.series % 8));
+    if (trace.type === "heatmap") {
+      return { ...trace, colorscale: [[0, color("heat-low")], [1, color("heat-high")]], hoverongaps: false,
+        textfont: { color: color("ink") } };
     }
+    const soft = Boolean(trace.meta.is_soft);
+    return {
+      ...trace, line: { width: soft ? 1.5 : 2, ...trace.line, color: ink }, opacity: soft ? 0.75 : 1,
+      textfont: { color: color("soft"), size: 11 },
+      marker: { ...trace.marker, color: ink, line: { color: ink, width: 1.5 } },
+      ...(trace.error_y ? { error_y: { ...trace.error_y, color: ink } } : {}),
+    };
   }
 
-  if (Object.keys(figures).length) {
-    draw();
-    dark.addEventListener("change", draw);
-    narrow.addEventListener("change", draw);
+  function draw(id) {
+    const place = document.getElementById(id);
+    const picker = document.querySelector(`select[data-plot="${id}"]`);
+    const figure = figures[id][picker ? picker.selectedIndex : 0];
+    const { height, shapes, ...rest } = figure.layout;
+    place.style.height = height ? `${height}px` : "";
+    const layout = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: narrow.matches ? 11 : 13, color: color("ink") },
+      margin: narrow.matches ? { l: 8, r: 12, t: 14, b: 8 } : { l: 16, r: 28, t: 20, b: 16 },
+      legend: { orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom" },
+      hoverlabel: { align: "left", bgcolor: color("card"), bordercolor: color("line"), font: { color: color("ink") } },
+      showlegend: figure.data.length > 1, hovermode: "closest", dragmode: narrow.matches ? false : "zoom",
+      shapes: (shapes || []).map((s) => ({ ...s, layer: "below", line: { width: 0 }, fillcolor: color("window") })),
+    };
+    for (const [name, value] of Object.entries(rest)) layout[name] = /^[xy]axis/.test(name) ? axis(value) : value;
+    Plotly.react(place, figure.data.map(paint), layout, { responsive: true, displaylogo: false, displayModeBar: false });
+  }
+
+  const drawAll = () => Object.keys(figures).forEach(draw);
+  drawAll();
+  dark.addEventListener("change", drawAll);
+  narrow.addEventListener("change", drawAll);
+  for (const picker of document.querySelectorAll("select[data-plot]")) {
+    picker.addEventListener("change", () => draw(picker.dataset.plot));
   }
 })();

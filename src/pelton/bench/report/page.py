@@ -11,8 +11,21 @@ import msgspec
 
 from pelton.bench.files import write_atomic
 from pelton.bench.percentiles import RULE
-from pelton.bench.report.plots import Plot, make_plots
-from pelton.bench.report.tables import cells_table, definitions, facts, findings_list, throughput_table
+from pelton.bench.report.figure import Plot
+from pelton.bench.report.plots import make_plots
+from pelton.bench.report.tables import (
+    cells_table,
+    client_table,
+    definitions,
+    extras_table,
+    facts,
+    findings_list,
+    search_steps,
+    throughput_table,
+    verdict_line,
+    verdicts_table,
+)
+from pelton.bench.report.view import ReportView
 from pelton.bench.results import RunResult
 
 # The page may run its own scripts and nothing else: a browser refuses any request it would make.
@@ -32,8 +45,9 @@ def write_report(result: RunResult, path: Path) -> None:
 def render(result: RunResult) -> str:
     """The report as one HTML text."""
     here = files("pelton.bench.report")
+    view = ReportView(result)
     plots = make_plots(result)
-    figures = msgspec.json.encode({p.id: p.figure for p in plots}).decode().replace("</", "<\\/")
+    figures = msgspec.json.encode({p.id: list(p.figures.values()) for p in plots}).decode().replace("</", "<\\/")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -47,12 +61,12 @@ def render(result: RunResult) -> str:
 <body>
 <main>
 {_header(result)}
-<section><h2>Audit</h2>{findings_list(result)}</section>
-{"".join(_plot_section(p) for p in plots)}
-{_tables(result)}
+<section><h2>Audit</h2>{verdict_line(view)}{findings_list(result)}{verdicts_table(view) if view.cells else ""}</section>
+{"".join(_plot_section(p, result) for p in plots)}
+{_tables(view)}
 <section><h2>Definitions</h2><details><summary>{len(result.metrics)} metrics: formula, unit, meaning</summary>
 {definitions(result, RULE)}</details></section>
-{_setup(result)}
+{_setup(view)}
 </main>
 <script>{_plotly() if plots else ""}</script>
 <script type="application/json" id="figures">{figures}</script>
@@ -95,48 +109,66 @@ def _date(iso: str) -> str:
         return iso
 
 
-def _plot_section(plot: Plot) -> str:
-    return (f'<section><h2>{escape(plot.title)}</h2><p class="caption">{escape(plot.caption)}</p>'
-            f'<div class="plot" id="{plot.id}" role="img" aria-label="{escape(plot.title, quote=True)}"></div>'
+def _plot_section(plot: Plot, result: RunResult) -> str:
+    picker = ""
+    if len(plot.figures) > 1:
+        options = "".join(f"<option>{escape(name)}</option>" for name in plot.figures)
+        picker = f'<label class="pick">Show <select data-plot="{plot.id}">{options}</select></label>'
+    after = search_steps(result.search) if plot.id == "search" and result.search is not None else ""
+    return (f'<section><h2>{escape(plot.title)}</h2><p class="caption">{escape(plot.caption)}</p>{picker}'
+            f'<div class="plot" id="{plot.id}" role="img" aria-label="{escape(plot.title, quote=True)}"></div>{after}'
             "</section>")
 
 
-def _tables(result: RunResult) -> str:
-    def order(cells: list) -> list:
-        return sorted(cells, key=lambda c: (c.requested_prompt_tokens, c.load.order))
-
-    streamed = order([c for c in result.cells if c.is_stream])
-    whole = order([c for c in result.cells if not c.is_stream])
+def _tables(view: ReportView) -> str:
+    result = view.result
+    streamed = [c for c in view.cells if c.is_stream]
+    whole = [c for c in view.cells if not c.is_stream]
     parts = []
     if streamed:
         parts += ["<h2>Latency, streaming</h2>",
                   cells_table("First token", streamed, ["ttft", "in_flight_input_tokens"], result),
                   cells_table("Between tokens", streamed, ["itl", "tpot"], result),
-                  cells_table("Whole request", streamed, ["decode_time", "e2e_latency"], result),
-                  "<h2>Throughput, streaming</h2>", throughput_table(streamed)]
+                  cells_table("Whole request", streamed, ["decode_time", "e2e_latency"], result)]
+        if any(c.load.kind != "closed" for c in streamed):
+            parts.append(cells_table("From the time the load wanted it sent", streamed,
+                                     ["ttft_scheduled", "e2e_latency_scheduled"], result))
+        parts += ["<h2>Throughput, streaming</h2>", throughput_table(streamed)]
     if whole:
         parts += ["<h2>Latency, whole answers</h2>",
                   cells_table("Whole request", whole, ["e2e_latency", "request_output_rate"], result),
                   "<h2>Throughput, whole answers</h2>", throughput_table(whole)]
-    note = ('<p class="foot">– under a percentile: too few samples for it; the cell says how many more. Confidence '
-            "intervals of 95 % stand under the pointer, and in cells.csv.</p>")
+    if extras := extras_table(view):
+        parts += ["<h2>Targets, cost and energy</h2>", extras]
+    note = ('<p class="foot">Under each percentile stands its confidence interval of 95 %; an end that the samples do '
+            "not reach is left open. <i>Needs 12 more</i>: the percentile is withheld, because the cell has so many "
+            "samples too few for it.</p>")
     return f"<section>{''.join(parts)}{note}</section>"
 
 
-def _setup(result: RunResult) -> str:
+def _setup(view: ReportView) -> str:
+    result = view.result
     target, workload, where = result.target, result.workload, result.environment
     yes = {True: "yes", False: "no"}
+    hardware, price = result.analysis.hardware, result.analysis.price_per_hour
     pairs = [
         ("server", target.url), ("server software", " ".join(filter(None, (target.server_header, target.version)))
                                  or "not told"),
+        ("hardware", "not known: figures are held against no limits" if hardware is None else
+         f"{hardware.num_gpus} × {hardware.gpu}, told by the {hardware.source}"),
         ("model", target.model), ("endpoint", target.endpoint), ("tokenizer", target.tokenizer),
+        ("tokenizer's SHA-256", target.tokenizer_sha256),
         ("template", f"{target.template_tokens} tokens"), ("output length asked by", target.output_control),
         ("server reports usage", f"{yes[target.reports_usage]}; in streams {yes[target.reports_stream_usage]}"),
         ("prompts", f"{workload.prompts}; {'token ids' if target.sends_token_ids else 'text'}"),
+        ("workload", ", ".join(load.label for load in workload.loads[:12])),
+        ("repeats of each cell", workload.num_trials),
         ("seed", workload.seed), ("temperature", workload.temperature),
         ("warm-up", "one request per slot" if workload.num_warmup is None else f"{workload.num_warmup} requests"),
         ("measured for", f"{result.duration_s:.1f} s"), ("client", f"pelton {where.pelton_version}, Python "
                                                          f"{where.python_version}, {where.num_cpus} CPUs"),
         ("system", where.platform), ("started", where.started_at)]
-    return (f"<section><h2>Set-up</h2>{facts(pairs)}<p>The same run again:</p>"
-            f'<pre>{escape(where.command)}</pre></section>')
+    pairs += [("price per hour", f"{price:g}")] if price is not None else []
+    pairs += [("not watched", reason) for reason in result.series_missing]
+    return (f"<section><h2>Set-up</h2>{facts(pairs)}{client_table(view.cells)}<p>The same run again:</p>"
+            f"<pre>{escape(where.command)}</pre></section>")
