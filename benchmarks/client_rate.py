@@ -38,7 +38,7 @@ from pelton.bench.calibration import Behaviour, CalibrationServer
 TOKENIZER = str(files("pelton") / "models_data" / "pelton-tiny")
 NUM_IN, NUM_OUT, STREAMS = 256, 16, 64
 TTFT_S, ITL_S = 0.05, 0.04
-COUNTS = {"pelton": (2_000, 8_000), "aiperf": (500, 1_500), "guidellm": (300, 900)}
+COUNTS = {"pelton": (2_000, 10_000), "aiperf": (500, 3_000), "guidellm": (300, 900)}
 
 Command = Callable[[str, int, int, Path], list[str]]
 

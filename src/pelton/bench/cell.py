@@ -13,7 +13,7 @@ from pelton.bench.client import now_ns
 from pelton.bench.conversation import SessionSpec, num_sessions, run_conversations
 from pelton.bench.load.options import LoadOptions
 from pelton.bench.load.plan import LoadJob, Planned
-from pelton.bench.load.run_load import run_load
+from pelton.bench.load.run_load import no_garbage_collection, run_load
 from pelton.bench.load.shapes import Shape, make_shapes
 from pelton.bench.load.tally import LoadResult, OnEnd
 from pelton.bench.load.trace import TraceRequest
@@ -112,7 +112,13 @@ async def run_trial(spec: CellSpec, target: Target, *, seed: int, trial: int = 0
         deadline_ns: when to start no more requests.
         on_end: told of every exchange as it ends; not of those of other processes.
     """
-    name = f"{seed}/{spec.id}/{trial}"
+    with no_garbage_collection():  # which would walk through all requests kept so far, again and again
+        return await _run_trial(spec, target, name=f"{seed}/{spec.id}/{trial}", trial=trial, epoch_ns=epoch_ns,
+                                deadline_ns=deadline_ns, on_end=on_end, pool=pool, num_workers=num_workers)
+
+
+async def _run_trial(spec: CellSpec, target: Target, *, name: str, trial: int, epoch_ns: int, deadline_ns: int | None,
+                     on_end: OnEnd | None, pool: WorkerPool | None, num_workers: int) -> TrialOutcome:
     load = spec.load
     if spec.session is not None:
         load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, spec.session.num_turns))

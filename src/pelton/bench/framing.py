@@ -167,7 +167,7 @@ class ResponseFramer:
         return data[len(piece):]
 
     def _feed_chunked(self, now_ns: int, data: bytes) -> bytes:
-        at = 0
+        at = self._take_whole_chunks(now_ns, data)
         while self._part is not _Part.DONE:
             if self._part is _Part.CHUNK_DATA:
                 available = len(data) - at
@@ -190,6 +190,21 @@ class ResponseFramer:
             line, at = data[at:end], end + 2
             self._read_chunk_line(line)
         return data[at:]
+
+    def _take_whole_chunks(self, now_ns: int, data: bytes) -> int:
+        """Takes the plain chunks that lie whole in `data`, the usual case, with little work; returns where it ended."""
+        at, pieces, length = 0, self.response.pieces, len(data)
+        while self._part is _Part.CHUNK_SIZE:
+            end = data.find(b"\r\n", at)
+            try:
+                size = int(data[at:end], 16) if end > 0 else 0
+            except ValueError:  # an extension, or no chunk at all
+                break
+            if size <= 0 or end + size + 4 > length:
+                break
+            pieces.append((now_ns, data[end + 2 : end + 2 + size]))
+            at = end + size + 4
+        return at
 
     def _read_chunk_line(self, line: bytes) -> None:
         if self._part is _Part.TRAILER:

@@ -35,6 +35,8 @@ class Prompt:
     token_ids: list[int] | None
     num_tokens: int
     """Tokens of the whole prompt, template included, by the client's count."""
+    messages: list[dict[str, str]] | None = None
+    """The whole conversation where the prompt is more than one message (chat)."""
 
 
 @dataclass(frozen=True)

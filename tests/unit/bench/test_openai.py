@@ -1,5 +1,9 @@
+import itertools
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pelton.bench.client import Exchange, Failure
 from pelton.bench.framing import Response
@@ -38,6 +42,20 @@ def test_events_in_all_spellings(pieces):
 def test_event_carries_the_stamp_of_the_piece_that_completed_it():
     pieces = [(1, b"data: a"), (2, b"\n\ndata: b\n\nda"), (3, b"ta: c\n\n"), (4, b"data: unfinished")]
     assert list(read_events(pieces)) == [(2, b"a"), (2, b"b"), (3, b"c")]
+
+
+EVENTS = [b"data: one\n\n", b": comment\n\n", b"data: two\ndata: three\n\n", b"data:four\n\n", b"data: five\r\n\r\n",
+          b"data: \n\n", b"event: x\ndata: six\n\n", b"data: seven\n\n"]
+
+
+@given(data=st.data())
+def test_any_cut_gives_the_same_events(data):
+    whole = b"".join(EVENTS)
+    edges = list(itertools.accumulate(map(len, EVENTS)))[:-1]  # where pieces usually end
+    cuts = data.draw(st.sets(st.sampled_from(edges) | st.integers(1, len(whole) - 1)).map(sorted))
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)])]
+    found = [event for _, event in read_events(enumerate(pieces))]
+    assert found == [b"one", b"two\nthree", b"four", b"five", b"", b"six", b"seven"]
 
 
 def test_several_data_lines_are_one_event():

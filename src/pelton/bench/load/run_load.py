@@ -45,7 +45,7 @@ async def drive(job: LoadJob, units: Iterable[U], perform: Callable[[U, int], Aw
                 tally: Tally) -> LoadResult:
     """Runs units of any kind through the loop that the job asks for."""
     result = tally.result
-    with _no_garbage_collection():
+    with no_garbage_collection():
         lag = asyncio.create_task(_watch_lag(result.loop_lags_us))
         start_ns, start_cpu, clock_offset_ns = now_ns(), time.process_time(), time.time_ns() - now_ns()
         try:
@@ -72,11 +72,14 @@ async def _watch_lag(lags_us: list[float]) -> None:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Pauses of the collector would show as latency; what it would free is freed between loads."""
-    gc.collect()
-    gc.disable()
+    was_on = gc.isenabled()
+    if was_on:
+        gc.collect()
+        gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()

@@ -13,6 +13,7 @@ from pelton.bench.protocols.sse import read_events
 
 OutputControl = Literal["ignore_eos+min_tokens", "ignore_eos", "max_tokens"]
 OUTPUT_CONTROLS: tuple[OutputControl, ...] = ("ignore_eos+min_tokens", "ignore_eos", "max_tokens")
+_objects = msgspec.json.Decoder(dict[str, Any])
 ROUTES = {"chat": "/chat/completions", "completions": "/completions"}
 
 
@@ -36,7 +37,7 @@ class Dialect:
         fields: dict[str, Any] = {"model": self.model, "max_tokens": self.output_tokens,
                                   "temperature": self.temperature, "stream": stream}
         if self.endpoint == "chat":
-            fields["messages"] = [{"role": "user", "content": prompt.text}]
+            fields["messages"] = prompt.messages or [{"role": "user", "content": prompt.text}]
         else:
             fields["prompt"] = prompt.token_ids if prompt.token_ids is not None else prompt.text
         if self.output_control != "max_tokens":
@@ -150,7 +151,7 @@ def _read_stream(exchange: Exchange, answer: Answer) -> None:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
+        return _objects.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ValueError(str(error)) from None
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 
+def _is_plain(piece: bytes) -> bool:
+    """Whether a piece is one event of one data line, as nearly all are."""
+    return (piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.find(b"\n") == len(piece) - 2
+            and b"\r" not in piece)
+
+
 def read_events(pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     """Yields (arrival in ns, data) of every event that has data. An unfinished last event is dropped."""
     rest = b""
     for stamp, piece in pieces:
+        if not rest and _is_plain(piece):
+            yield stamp, piece[6:-2]
+            continue
         rest += piece
         if b"\r" in rest:
             held = rest[-1:] if rest.endswith(b"\r") else b""  # its newline may still be on the way
