@@ -101,9 +101,23 @@ def _parse_hint(hint: Any) -> tuple[Callable[[str], Any], list[Any] | None, bool
         choices = list(typing.get_args(hint))
         return type(choices[0]), choices, False
     if typing.get_origin(hint) is tuple:
-        return _comma_list(typing.get_args(hint)[0]), None, False
+        return _comma_list(_parse_hint(typing.get_args(hint)[0])[0]), None, False
+    if hasattr(hint, "parse"):
+        return _reader(hint), None, False
     assert hint in (bool, int, float, str), hint
     return hint, None, False
+
+
+def _reader(cls: Any) -> Callable[[str], Any]:
+    """A type that reads its own text, so that its own error is shown."""
+    def parse(text: str) -> Any:
+        try:
+            return cls.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parse.__name__ = cls.__name__.lower()
+    return parse
 
 
 def _comma_list(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
@@ -115,7 +129,7 @@ def _comma_list(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _metavar(kind: Callable[[str], Any]) -> str:
-    return {int: "N", float: "X", str: "TEXT"}.get(kind, "A,B,...")
+    return {int: "N", float: "X", str: "TEXT"}.get(kind, "A,B,..." if kind.__name__.startswith("comma") else "N")
 
 
 def _show(value: Any) -> str:

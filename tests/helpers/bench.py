@@ -18,7 +18,7 @@ from pelton.tokenizer.tokenizer import Tokenizer
 TARGET = TargetInfo(url="http://127.0.0.1:1", model="made-up", endpoint="chat", sends_token_ids=False,
                     tokenizer="/nowhere", tokenizer_sha256="0" * 64, template_tokens=4, frame_correction_tokens=0,
                     output_control="ignore_eos+min_tokens", reports_usage=True, reports_stream_usage=True)
-WORKLOAD = Workload(loads=[closed(1, 1)], prompt_tokens=[16], output_tokens=[4], num_warmup=0,
+WORKLOAD = Workload(loads=[closed(1, 1)], prompt_tokens=["16"], output_tokens=["4"], num_warmup=0,
                     temperature=0.0, fixed_output=True, seed=1, request_timeout_s=1.0, duration_budget_s=None,
                     prompts="made up", first_tokens_unique=True)
 ENVIRONMENT = Environment(pelton_version="0", python_version="3", platform="none", num_cpus=1,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +19,8 @@ from pelton.bench.load.shapes import Shape, make_shapes
 from pelton.bench.load.tally import LoadResult, OnEnd
 from pelton.bench.load.trace import TraceRequest
 from pelton.bench.percentiles import percentile
+from pelton.bench.prompts.factory import PromptFactory
+from pelton.bench.prompts.trial import AS_SIZED, Content, TrialPrompts
 from pelton.bench.record import make_record
 from pelton.bench.results import CellResult, ClientLoad, LoadSpec, RequestRecord
 from pelton.bench.summary import empty_cell
@@ -42,20 +45,25 @@ class CellSpec:
     num_warmup: int
     """Unmeasured requests at the beginning of each trial."""
     is_stream: bool
+    content: Content = AS_SIZED
+    """What the prompts are made of, and sizes that vary."""
     trace: Sequence[TraceRequest] = ()
     session: SessionSpec | None = None
     """Conversations instead of single requests; the loads then count and start conversations."""
     cancellation_delay_s: float | None = None
     """Cancelled requests are given up within so long; none: after a random number of chunks."""
 
-    @property
-    def least_prompt_tokens(self) -> int:
-        return min((r.prompt_tokens for r in self.trace), default=self.prompt_tokens)
+    def check(self, prompts: PromptFactory) -> None:
+        """Raises a ConfigError when there are no prompts of a size asked for."""
+        if self.trace:
+            prompts.check(min(r.prompt_tokens for r in self.trace))
+        else:
+            self.content.check(prompts, self.prompt_tokens)
 
     @property
     def id(self) -> str:
         kind = "" if self.is_stream else "-whole"
-        sizes = "" if self.trace else f"-p{self.prompt_tokens}-o{self.output_tokens}"
+        sizes = "" if self.trace else f"-{self.content.key or f'p{self.prompt_tokens}-o{self.output_tokens}'}"
         if self.session is not None:
             sizes += f"-t{self.session.num_turns}"
         return f"{self.load.key}{sizes}{kind}"
@@ -63,7 +71,8 @@ class CellSpec:
     def empty(self) -> CellResult:
         """The cell before anything was measured."""
         return empty_cell(self.id, self.load, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens,
-                          is_stream=self.is_stream, has_fixed_sizes=not self.trace and self.session is None)
+                          is_stream=self.is_stream,
+                          has_fixed_sizes=not self.trace and self.session is None and self.content.has_fixed_sizes)
 
 
 def closed(concurrency: int, num_requests: int | None, *, duration_s: float | None = None,
@@ -122,20 +131,22 @@ async def _run_trial(spec: CellSpec, target: Target, *, name: str, trial: int, e
     load = spec.load
     if spec.session is not None:
         load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, spec.session.num_turns))
-    shapes = make_shapes(load, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens,
-                         num_warmup=spec.num_warmup, is_stream=spec.is_stream, trace=spec.trace,
-                         seed=name, cancellation_delay_s=spec.cancellation_delay_s)
+    texts = target.trial_prompts(spec.content, seed=name)
+    plan = functools.partial(_plan, spec, target, texts)
+    shapes = make_shapes(load, sizes=texts.sizes(spec.prompt_tokens, spec.output_tokens), num_warmup=spec.num_warmup,
+                         is_stream=spec.is_stream, trace=spec.trace, seed=name,
+                         cancellation_delay_s=spec.cancellation_delay_s)
     pilot = LoadResult()
     prepared: list[Planned] = []
     requests: Iterator[Planned] = iter(())
     if spec.session is not None:
         pass  # conversations make their requests as they go
     elif spec.load.kind == "closed" and spec.load.num_requests is None:
-        pilot = await _run_pilot(spec, target, deadline_ns)
-        prepared = _prepare(spec, target, itertools.islice(shapes, _num_wanted(spec, pilot)))
-        requests = itertools.chain(prepared, (_plan(spec, target, shape) for shape in shapes))
+        pilot = await _run_pilot(spec, target, plan, deadline_ns)
+        prepared = [plan(shape) for shape in itertools.islice(shapes, _num_wanted(spec, pilot))]
+        requests = itertools.chain(prepared, map(plan, shapes))
     else:
-        prepared = _prepare(spec, target, shapes)
+        prepared = [plan(shape) for shape in shapes]
         requests = iter(prepared)
     job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
     if pilot.was_cancelled:
@@ -170,27 +181,25 @@ def make_job(load: LoadSpec, *, deadline_ns: int | None, give_up_s: float) -> Lo
                    max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, concurrency or 1))
 
 
-def _prepare(spec: CellSpec, target: Target, shapes: Iterator[Shape]) -> list[Planned]:
-    return [_plan(spec, target, shape) for shape in shapes]
-
-
-def _plan(spec: CellSpec, target: Target, shape: Shape) -> Planned:
+def _plan(spec: CellSpec, target: Target, texts: TrialPrompts, shape: Shape) -> Planned:
     """Makes a request's prompt and bytes."""
-    prompt = target.prompts.make(shape.prompt_tokens)
+    prompt = texts.make(shape.prompt_tokens, entry=shape.entry, blocks=shape.blocks)
+    num_tokens = prompt.num_tokens + target.info.frame_correction_tokens
     dialect = dataclasses.replace(target.dialect, output_tokens=shape.output_tokens)
     return Planned(
         index=shape.index, is_warmup=shape.is_warmup, due_ns=shape.due_ns, stage=shape.stage,
         request=target.client.build("POST", dialect.route, dialect.body(prompt, stream=spec.is_stream)),
-        requested_prompt_tokens=shape.prompt_tokens, requested_output_tokens=shape.output_tokens,
-        client_prompt_tokens=prompt.num_tokens + target.info.frame_correction_tokens,
+        requested_prompt_tokens=shape.prompt_tokens or num_tokens, requested_output_tokens=shape.output_tokens,
+        client_prompt_tokens=num_tokens, prefix_tokens=max(shape.prefix_tokens, prompt.prefix_tokens),
         cancel_after_events=shape.cancel_after_events, cancel_after_ns=shape.cancel_after_ns)
 
 
-async def _run_pilot(spec: CellSpec, target: Target, deadline_ns: int | None) -> LoadResult:
+async def _run_pilot(spec: CellSpec, target: Target, plan: Callable[[Shape], Planned],
+                     deadline_ns: int | None) -> LoadResult:
     """One request alone, as warm-up: nothing in a batch is answered faster, so it tells how many can be needed."""
     shape = Shape(index=-1, is_warmup=True, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens)
     await target.client.open_connections(1)
-    return await run_load(LoadJob(concurrency=1, deadline_ns=deadline_ns), [_plan(spec, target, shape)],
+    return await run_load(LoadJob(concurrency=1, deadline_ns=deadline_ns), [plan(shape)],
                           target.client.send)
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pelton.bench.analysis import AnalysisOptions, WatchOptions
 from pelton.bench.load.options import DEFAULT_NUM_REQUESTS, LoadOptions, require, require_list
+from pelton.bench.prompts.lengths import Lengths
+from pelton.bench.prompts.options import PromptOptions
 from pelton.bench.results import LoadSpec
 
 SEARCH_SECONDS = 10.0
@@ -61,15 +63,16 @@ class TargetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
+class ServeOptions(LoadOptions, PromptOptions, AnalysisOptions, WatchOptions, TargetOptions):
     """`pelton bench serve`: one prompt size, without and with streaming, at each concurrency."""
 
     concurrency: tuple[int, ...] = (1, 4)
     """Requests kept in flight, one table row each."""
-    prompt_tokens: int = field(default=128, metadata={"aliases": ("--synthetic-input-tokens-mean",)})
-    """Tokens of each prompt as the server counts them, chat template included."""
-    output_tokens: int = field(default=64, metadata={"aliases": ("--output-tokens-mean",)})
-    """Tokens each request asks for."""
+    prompt_tokens: Lengths = field(default=Lengths.parse(128), metadata={"aliases": ("--synthetic-input-tokens-mean",)})
+    """Tokens of each prompt as the server counts them, chat template included: a number, LOW-HIGH (uniform),
+    MEAN~STDDEV (normal) or data (as the data set has them)."""
+    output_tokens: Lengths = field(default=Lengths.parse(64), metadata={"aliases": ("--output-tokens-mean",)})
+    """Tokens each request asks for, written likewise."""
     output_dir: str | None = None
     """Directory for results.json, requests.csv, cells.csv and report.html; none: only print."""
 
@@ -79,22 +82,23 @@ class ServeOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
         LoadOptions.__post_init__(self)
         self.check_endpoint(self.endpoint)
         require_list("concurrency", self.concurrency, least=1)
-        require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "at least 1")
-        require(self.output_tokens >= 1, "output_tokens", self.output_tokens, "at least 1")
+        PromptOptions.__post_init__(self)
         require(self.trace is None, "trace", self.trace, "given to sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
+class SweepOptions(LoadOptions, PromptOptions, AnalysisOptions, WatchOptions, TargetOptions):
     """`pelton bench sweep`: every concurrency with every prompt size, streaming."""
 
     concurrency: tuple[int, ...] = (1, 2, 4, 8)
     """Requests kept in flight."""
-    prompt_tokens: tuple[int, ...] = field(default=(16, 64, 256, 900),
-                                           metadata={"aliases": ("--synthetic-input-tokens-mean",)})
-    """Tokens of each prompt as the server counts them, chat template included."""
-    output_tokens: tuple[int, ...] = field(default=(64,), metadata={"aliases": ("--output-tokens-mean",)})
-    """Tokens each request asks for."""
+    prompt_tokens: tuple[Lengths, ...] = field(default=tuple(map(Lengths.parse, (16, 64, 256, 900))),
+                                               metadata={"aliases": ("--synthetic-input-tokens-mean",)})
+    """Tokens of each prompt as the server counts them, chat template included: a number, LOW-HIGH (uniform),
+    MEAN~STDDEV (normal) or data (as the data set has them)."""
+    output_tokens: tuple[Lengths, ...] = field(default=(Lengths.parse(64),),
+                                               metadata={"aliases": ("--output-tokens-mean",)})
+    """Tokens each request asks for, written likewise."""
     output_dir: str = field(default="bench-results", metadata={"aliases": ("--artifact-dir",)})
     """Directory for results.json, requests.csv, cells.csv and report.html."""
     resume: bool = False
@@ -108,8 +112,8 @@ class SweepOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
         AnalysisOptions.__post_init__(self)
         LoadOptions.__post_init__(self)
         self.check_endpoint(self.endpoint)
-        for name in ("concurrency", "prompt_tokens", "output_tokens"):
-            require_list(name, getattr(self, name), least=1)
+        require_list("concurrency", self.concurrency, least=1)
+        PromptOptions.__post_init__(self)
         require(bool(self.output_dir), "output_dir", self.output_dir, "a directory")
         budget = self.duration_budget
         require(budget is None or (math.isfinite(budget) and budget > 0), "duration_budget", budget,
@@ -120,8 +124,10 @@ class SweepOptions(LoadOptions, AnalysisOptions, WatchOptions, TargetOptions):
 class SearchOptions(SweepOptions):
     """`pelton bench search`: the load is searched for; one prompt size and one output size."""
 
-    prompt_tokens: tuple[int, ...] = field(default=(256,), metadata={"aliases": ("--synthetic-input-tokens-mean",)})
-    """Tokens of each prompt as the server counts them, chat template included."""
+    prompt_tokens: tuple[Lengths, ...] = field(default=(Lengths.parse(256),),
+                                               metadata={"aliases": ("--synthetic-input-tokens-mean",)})
+    """Tokens of each prompt as the server counts them, chat template included: a number, LOW-HIGH (uniform),
+    MEAN~STDDEV (normal) or data (as the data set has them)."""
     search_for: Literal["concurrency", "request_rate"] = "concurrency"
     """What to vary. With goodput: the highest level at which enough requests are within the targets. Without: the
     knee, the lowest concurrency that comes near the highest throughput, or the highest rate that is served."""

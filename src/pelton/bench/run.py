@@ -25,6 +25,7 @@ from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.monitors.watch import Watch
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
 from pelton.bench.progress import Progress
+from pelton.bench.prompts.options import as_text, describe
 from pelton.bench.results import (
     SCHEMA,
     Analysis,
@@ -82,12 +83,13 @@ class Run:
         """
         allow_connections(max(map(_num_connections, self._agenda.loads())))
         # Prompts that an earlier part of the run has sent must not come again: the server may have kept them.
-        target = await open_target(self._options, seed=self._seed + len(self._requests))
+        target = await open_target(self._options, seed=self._seed + len(self._requests),
+                                   material=self._options.material)
         check_target(self._earlier, target.info)
         crew = Crew(self._options.workers, target.client, self._client_errors)
         self._analysis = self._options.make(Analysis(hardware=target.hardware))
         for _, spec in self._agenda.upcoming(self._cells):
-            target.prompts.check(spec.least_prompt_tokens)
+            spec.check(target.prompts)
         self._watch = Watch(gpus=self._options.gpus_to_watch(target.client.address.host),
                             metrics_url=self._options.url_to_watch(target.client.address.url))
         start_ns = now_ns() - (0 if self._earlier is None else round(self._earlier.duration_s * 1e9))
@@ -168,16 +170,13 @@ class Run:
     def _workload(self, target: Target) -> Workload:
         options = self._options
         return Workload(
-            loads=self._agenda.loads(), prompt_tokens=_as_list(options.prompt_tokens),
-            output_tokens=_as_list(options.output_tokens), num_warmup=options.num_warmup,
+            loads=self._agenda.loads(), prompt_tokens=as_text(options.prompt_tokens),
+            output_tokens=as_text(options.output_tokens), num_warmup=options.num_warmup,
             num_trials=options.num_trials, temperature=options.temperature, fixed_output=options.fixed_output,
             seed=self._seed, request_timeout_s=options.request_timeout,
-            duration_budget_s=getattr(options, "duration_budget", None), prompts="synthetic: random words of the tokenizer's vocabulary, first content tokens never repeated",
+            duration_budget_s=getattr(options, "duration_budget", None),
+            prompts=describe(options.prompt_spec), prompt_spec=options.prompt_spec,
             first_tokens_unique=target.prompts.first_tokens_unique)
-
-
-def _as_list(sizes: int | tuple[int, ...]) -> list[int]:
-    return [sizes] if isinstance(sizes, int) else list(sizes)
 
 
 def _num_connections(load: LoadSpec) -> int:

@@ -152,6 +152,6 @@ class SearchAgenda:
     def _spec(self, level: float) -> CellSpec:
         options = self._options
         load = options.load_at(level)
-        return CellSpec(load=load, prompt_tokens=options.prompt_tokens[0], output_tokens=options.output_tokens[0],
+        return CellSpec(load=load, **options.contents()[0].fields,
                         num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
                         is_stream=True, session=session_of(options), cancellation_delay_s=options.cancellation_delay)

@@ -14,7 +14,7 @@ def run_serve(options: ServeOptions) -> int:
     Raises:
         PeltonError: wrong options, or the server failed.
     """
-    specs = [CellSpec(load=load, prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
+    specs = [CellSpec(load=load, **options.contents()[0].fields,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
                       is_stream=is_stream, session=session_of(options), cancellation_delay_s=options.cancellation_delay)
              for is_stream in (False, True) for load in options.loads(options.concurrency)]

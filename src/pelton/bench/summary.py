@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 
 import msgspec
 
@@ -30,6 +31,10 @@ def summarize(cell: CellResult, measured: Sequence[RequestRecord], *, analysis: 
     windows = find_windows(cell.load, measured)
     sample = Sample(measured, cell.is_stream, windows=windows, analysis=analysis, series=series,
                     series_missing=series_missing)
+    if measured and not cell.has_fixed_sizes:
+        cell = msgspec.structs.replace(
+            cell, requested_prompt_tokens=round(fmean(r.requested_prompt_tokens for r in measured)),
+            requested_output_tokens=round(fmean(r.requested_output_tokens for r in measured)))
     is_whole = cell.stop_reason is None and cell.num_requests in (None, len(measured))
     return msgspec.structs.replace(
         cell, num_done=len(measured), start_us=sample.start_us if measured else 0,

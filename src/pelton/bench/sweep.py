@@ -35,11 +35,10 @@ def sweep_specs(options: SweepOptions) -> list[CellSpec]:
         return [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens, is_stream=True,
                          num_warmup=options.num_warmup or 0, trace=trace,
                          cancellation_delay_s=options.cancellation_delay) for load in loads]
-    specs = [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens, is_stream=True,
+    specs = [CellSpec(load=load, **content.fields, is_stream=True,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
                       session=session_of(options), cancellation_delay_s=options.cancellation_delay)
-             for load, prompt_tokens, output_tokens in itertools.product(loads, options.prompt_tokens,
-                                                                         options.output_tokens)]
+             for load, content in itertools.product(loads, options.contents())]
     return sorted(specs, key=_cost)
 
 

@@ -19,7 +19,11 @@ import msgspec
 from pelton.bench.audit.limits import make_roofline
 from pelton.bench.client import Address, Client, Exchange
 from pelton.bench.options import TargetOptions
-from pelton.bench.prompts import Prompt, PromptFactory, Vocabulary
+from pelton.bench.prompts.factory import PromptFactory
+from pelton.bench.prompts.prompt import Prompt
+from pelton.bench.prompts.source import NO_MATERIAL, Material
+from pelton.bench.prompts.trial import Content, TrialPrompts
+from pelton.bench.prompts.vocabulary import make_vocabulary
 from pelton.bench.protocols.openai import OUTPUT_CONTROLS, Answer, Dialect, error_text, read_answer
 from pelton.bench.results import HardwareFacts, TargetInfo
 from pelton.errors import ConfigError, ServerError
@@ -40,15 +44,21 @@ class Target:
     prompts: PromptFactory
     tokenizer: Tokenizer
     info: TargetInfo
+    material: Material = NO_MATERIAL
+    """What prompts are made of besides the tokenizer's words."""
     hardware: HardwareFacts | None = None
     """What serves and what is served, where the server tells."""
+
+    def trial_prompts(self, content: Content, *, seed: str) -> TrialPrompts:
+        """The prompts of one trial of a cell."""
+        return TrialPrompts(self.prompts, self.material, content, seed=seed)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of generated text, for servers that report no usage."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
 
-async def open_target(options: TargetOptions, *, seed: int) -> Target:
+async def open_target(options: TargetOptions, *, seed: int, material: Material = NO_MATERIAL) -> Target:
     """Finds out what the benchmark needs to know of a server.
 
     Raises:
@@ -64,7 +74,8 @@ async def open_target(options: TargetOptions, *, seed: int) -> Target:
     if options.endpoint == "chat" and not tokenizer.has_chat_template:
         raise ConfigError(f"tokenizer {str(directory)!r} has no chat template, so the size of a chat prompt cannot be "
                           "known; set endpoint to completions or give a tokenizer that has one")
-    prompts = PromptFactory(_vocabulary(tokenizer, options), seed=seed, token_ids=options.token_ids)
+    prompts = PromptFactory(make_vocabulary(tokenizer, is_chat=options.endpoint == "chat",
+                                            token_ids=options.token_ids), seed=seed, token_ids=options.token_ids)
     probe = _Probe(client, options, model, prompts)
     await probe.settle()
     correction = probe.count_correction(directory)
@@ -72,7 +83,7 @@ async def open_target(options: TargetOptions, *, seed: int) -> Target:
     version = await _version(client)
     client.close()
     return Target(
-        client=client, dialect=probe.dialect, prompts=prompts, tokenizer=tokenizer,
+        client=client, dialect=probe.dialect, prompts=prompts, tokenizer=tokenizer, material=material,
         info=TargetInfo(
             url=address.url, model=model, endpoint=options.endpoint, sends_token_ids=options.token_ids,
             tokenizer=str(directory), template_tokens=prompts.template_tokens, frame_correction_tokens=correction,
@@ -170,22 +181,6 @@ def _find_tokenizer(asked: str | None, model: str, entry: dict[str, Any]) -> Pat
         return tiny
     raise ConfigError(f"the tokenizer of model {model!r} is not known here; give tokenizer, the directory that holds "
                       "its tokenizer.json")
-
-
-def _vocabulary(tokenizer: Tokenizer, options: TargetOptions) -> Vocabulary:
-    def plain(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    def in_chat(text: str) -> list[int]:
-        return plain(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
-
-    if options.endpoint == "chat":
-        encode = in_chat
-    elif options.token_ids:
-        encode = plain
-    else:
-        encode = tokenizer.encode
-    return Vocabulary(encode=encode, encode_plain=plain, decode=tokenizer.decode, size=tokenizer.vocab_size)
 
 
 async def _version(client: Client) -> str | None:

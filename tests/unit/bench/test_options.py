@@ -47,7 +47,7 @@ def test_genai_perfs_names_are_understood():
              "--random-seed 4 --artifact-dir d --output-format json --request-rate 2.5 --measurement-duration 9")
     options = read_options(SweepOptions, parser.parse_args(words.split()))
     assert (options.model, options.num_requests) == ("tiny", 5)
-    assert (options.prompt_tokens, options.output_tokens) == ((9,), (3,))
+    assert (list(map(str, options.prompt_tokens)), list(map(str, options.output_tokens))) == (["9"], ["3"])
     assert (options.seed, options.output_dir, options.prints_json) == (4, "d", True)
     assert (options.request_rate, options.measurement_duration) == ((2.5,), 9.0)
 

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 from helpers.tokenizers import FAMILIES
 
-from pelton.bench.options import SweepOptions
-from pelton.bench.prompts import PromptFactory, Vocabulary
-from pelton.bench.target import _vocabulary
+from pelton.bench.prompts.factory import PromptFactory
+from pelton.bench.prompts.vocabulary import Vocabulary, make_vocabulary
 from pelton.errors import ConfigError
 from pelton.tokenizer.tokenizer import Tokenizer
 
@@ -19,7 +18,7 @@ def family(name):
 
 
 def vocabulary(tokenizer, endpoint, *, token_ids=False):
-    return _vocabulary(tokenizer, SweepOptions(url="x", endpoint=endpoint, token_ids=token_ids))
+    return make_vocabulary(tokenizer, is_chat=endpoint == "chat", token_ids=token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def test_every_tokenizer_family_is_exact_down_to_the_floor(name, endpoint):
 def test_first_content_tokens_never_repeat(tiny):
     words = vocabulary(tiny, "chat")
     factory = PromptFactory(words, seed=5)
-    firsts = [words.encode(factory.make(40).text)[factory._frame[0]] for _ in range(300)]
+    firsts = [words.encode(factory.make(40).text)[factory.frame[0]] for _ in range(300)]
     assert len(set(firsts)) == 300
     assert factory.first_tokens_unique
 
@@ -63,7 +62,7 @@ def test_pairs_differ_once_the_vocabulary_is_used_up():
     words = vocabulary(family("byte_level"), "completions")
     factory = PromptFactory(words, seed=5)
     prompts = [factory.make(20) for _ in range(120)]
-    before = factory._frame[0]
+    before = factory.frame[0]
     pairs = {tuple(words.encode(p.text)[before : before + 2]) for p in prompts}
     assert len(pairs) == 120
     assert not factory.first_tokens_unique

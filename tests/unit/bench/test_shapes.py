@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from pelton.bench.load.shapes import make_shapes
+from pelton.bench.load.shapes import Size, make_shapes
 from pelton.bench.load.trace import TraceRequest
 from pelton.bench.results import LoadSpec
 
@@ -10,7 +10,7 @@ TRACE = [TraceRequest(0.0, 700, 4, (1, 2)), TraceRequest(2.0, 600, 0, (1, 3)), T
 
 
 def shapes(load, *, num_warmup=0, seed="s", is_stream=True, **options):
-    return make_shapes(load, prompt_tokens=16, output_tokens=9, num_warmup=num_warmup, is_stream=is_stream, seed=seed,
+    return make_shapes(load, sizes=itertools.repeat(Size(16, 9)), num_warmup=num_warmup, is_stream=is_stream, seed=seed,
                        **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ class Shape:
     is_warmup: bool
     prompt_tokens: int
     output_tokens: int
+    entry: int | None = None
+    """Of the data set that the prompt is taken from."""
     due_ns: int | None = None
     """Since the load's start; none: when a slot is free."""
     stage: str | None = None
@@ -33,7 +34,18 @@ class Shape:
     cancel_after_ns: int | None = None
 
 
-def make_shapes(load: LoadSpec, *, prompt_tokens: int, output_tokens: int, num_warmup: int, is_stream: bool, seed: str,
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a request asks for."""
+
+    prompt_tokens: int
+    """0: the data set's prompt as it is."""
+    output_tokens: int
+    entry: int | None = None
+    """Of the data set."""
+
+
+def make_shapes(load: LoadSpec, *, sizes: Iterator[Size], num_warmup: int, is_stream: bool, seed: str,
                 trace: Sequence[TraceRequest] = (), cancellation_delay_s: float | None = None) -> Iterator[Shape]:
     """All requests of one trial, warm-up first, in the order of sending; equal seeds make equal shapes.
 
@@ -42,12 +54,12 @@ def make_shapes(load: LoadSpec, *, prompt_tokens: int, output_tokens: int, num_w
     if load.kind == "trace":
         timed = _traced(load, trace)
     elif load.kind == "closed":
-        timed = ((None, None, prompt_tokens, output_tokens, 0, ()) for _ in itertools.count())
+        timed = ((None, None, size, 0, ()) for size in sizes)
     else:
-        timed = ((t, stage, prompt_tokens, output_tokens, 0, ()) for t, stage in arrivals(load, f"{seed}/arrivals"))
+        timed = ((t, stage, next(sizes), 0, ()) for t, stage in arrivals(load, f"{seed}/arrivals"))
     cancels = _cancellations(load, is_stream, f"{seed}/cancellations", cancellation_delay_s)
     measured_from_s: float | None = None
-    for position, (at_s, stage, num_in, num_out, num_shared, blocks) in enumerate(timed):
+    for position, (at_s, stage, size, num_shared, blocks) in enumerate(timed):
         index = position - num_warmup if position >= num_warmup else position
         is_warmup = position < num_warmup
         if not is_warmup:
@@ -57,16 +69,17 @@ def make_shapes(load: LoadSpec, *, prompt_tokens: int, output_tokens: int, num_w
                 measured_from_s = at_s if measured_from_s is None else measured_from_s
                 if load.duration_s is not None and at_s - measured_from_s >= load.duration_s:
                     return
-        after_events, after_ns = (None, None) if is_warmup else next(cancels)(num_out)
-        yield Shape(index=index, is_warmup=is_warmup, prompt_tokens=num_in, output_tokens=num_out, stage=stage,
+        after_events, after_ns = (None, None) if is_warmup else next(cancels)(size.output_tokens)
+        yield Shape(index=index, is_warmup=is_warmup, prompt_tokens=size.prompt_tokens,
+                    output_tokens=size.output_tokens, entry=size.entry, stage=stage,
                     due_ns=None if at_s is None else round(at_s * 1e9), prefix_tokens=num_shared, blocks=blocks,
                     cancel_after_events=after_events, cancel_after_ns=after_ns)
 
 
 def _traced(load: LoadSpec, trace: Sequence[TraceRequest]) -> Iterator[tuple]:
     for request, num_shared in zip(trace, shared_tokens(trace)):
-        yield (request.at_s / load.speed_up, None, request.prompt_tokens, max(request.output_tokens, 1), num_shared,
-               request.blocks)
+        size = Size(request.prompt_tokens, max(request.output_tokens, 1))
+        yield request.at_s / load.speed_up, None, size, num_shared, request.blocks
 
 
 def _cancellations(load: LoadSpec, is_stream: bool, seed: str, delay_s: float | None) -> Iterator:

@@ -1,0 +1,43 @@
+"""What prompts need of a tokenizer, for one route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pelton.tokenizer.tokenizer import Tokenizer
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`encode` counts a prompt's content as the server will: inside the chat template, or with the special tokens of
+    a plain prompt. `encode_plain` adds nothing. `encode_messages` counts a whole conversation as the route gets it.
+    """
+
+    encode: Callable[[str], list[int]]
+    encode_plain: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    size: int
+    encode_messages: Callable[[Messages], list[int]] | None = None
+
+
+def make_vocabulary(tokenizer: Tokenizer, *, is_chat: bool, token_ids: bool) -> Vocabulary:
+    """The vocabulary of a route; routes without a chat get a conversation as plain text."""
+    def plain(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def in_chat(messages: Messages) -> list[int]:
+        return plain(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+    encode = plain if token_ids else tokenizer.encode
+    if is_chat:
+        return Vocabulary(lambda text: in_chat([{"role": "user", "content": text}]), plain, tokenizer.decode,
+                          tokenizer.vocab_size, in_chat)
+    return Vocabulary(encode, plain, tokenizer.decode, tokenizer.vocab_size, lambda m: encode(flatten(m)))
+
+
+def flatten(messages: Messages) -> str:
+    """A conversation as one text."""
+    return "\n\n".join(message["content"] for message in messages)
