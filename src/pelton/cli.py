@@ -36,6 +36,24 @@ def _options(cls: type, name: str, about: str, argv: list[str], *positional: str
     return read_options(cls, parser.parse_args(argv))
 
 
+def _listed(cls: type, name: str, about: str, argv: list[str], *positional: str) -> Any:
+    """As `_options`, where a positional list takes several words and the option fail_if may be repeated."""
+    import typing
+
+    from pelton.config import field_docs
+    from pelton.options import add_options, read_options
+
+    parser, docs, hints = _parser(name, about), field_docs(cls), typing.get_type_hints(cls)
+    lists = [word for word in positional if typing.get_origin(hints[word]) is tuple]
+    for word in lists:
+        parser.add_argument(word, nargs="+", metavar=word.upper(), help=docs[word].replace("%", "%%"))
+    parser.add_argument("--fail-if", action="append", default=[], metavar="RULE",
+                        help=docs["fail_if"].replace("%", "%%"))
+    add_options(parser, cls, positional=positional)
+    args = parser.parse_intermixed_args(argv)
+    return read_options(cls, args, **{word: tuple(getattr(args, word)) for word in (*lists, "fail_if")})
+
+
 def doctor(argv: list[str]) -> int:
     """is this machine ready? each problem with its mend"""
     from pelton.doctor.run import DoctorOptions, run_doctor
@@ -115,7 +133,7 @@ def bench(argv: list[str]) -> int:
     """throughput of an engine offline; any server over HTTP; sweeps; reports"""
     return _subcommand("bench", {"throughput": bench_throughput, "serve": bench_serve, "sweep": bench_sweep,
                                  "search": bench_search, "calibrate": bench_calibrate, "report": bench_report,
-                                 "schema": bench_schema}, argv)
+                                 "compare": bench_compare, "baseline": bench_baseline, "schema": bench_schema}, argv)
 
 
 def bench_throughput(argv: list[str]) -> int:
@@ -170,6 +188,37 @@ def bench_calibrate(argv: list[str]) -> int:
     from pelton.bench.calibrate import CalibrateOptions, run_calibrate
 
     return run_calibrate(_options(CalibrateOptions, "bench calibrate", bench_calibrate.__doc__, argv))
+
+
+def bench_compare(argv: list[str]) -> int:
+    """results against each other: same workload? effects with intervals; rules for CI"""
+    from pelton.bench.compare.command import run_compare
+    from pelton.bench.compare.options import CompareOptions
+
+    return run_compare(_listed(CompareOptions, "bench compare", bench_compare.__doc__, argv, "results"))
+
+
+def bench_baseline(argv: list[str]) -> int:
+    """results kept under a name: save one, check another against it"""
+    return _subcommand("bench baseline", {"save": baseline_save, "check": baseline_check}, argv)
+
+
+def baseline_save(argv: list[str]) -> int:
+    """store a result as a baseline"""
+    from pelton.bench.compare.baselines import run_save
+    from pelton.bench.compare.options import BaselineSaveOptions
+
+    return run_save(_options(BaselineSaveOptions, "bench baseline save", baseline_save.__doc__, argv, "name",
+                             "results"))
+
+
+def baseline_check(argv: list[str]) -> int:
+    """hold a result against a baseline"""
+    from pelton.bench.compare.baselines import run_check
+    from pelton.bench.compare.options import BaselineCheckOptions
+
+    return run_check(_listed(BaselineCheckOptions, "bench baseline check", baseline_check.__doc__, argv, "name",
+                             "results"))
 
 
 def bench_schema(argv: list[str]) -> int:

@@ -1,0 +1,1 @@
+"""Results held against each other: the same workload, effects with intervals, rules for CI, baselines."""

@@ -1,0 +1,46 @@
+"""Which effects are shown where room is scarce, and in what words. The JSON holds all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pelton.bench.compare.records import CellComparison, Comparison, Effect
+
+KEY_FIGURES = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "tpot_p50", "e2e_latency_p50",
+               "e2e_latency_p95", "output_throughput", "request_throughput", "goodput", "cost")
+METHODS = {
+    "paired trials": "t interval of the paired trials' log ratios", "trials": "t interval over trials (Welch)",
+    "percentile intervals": "intervals of the percentiles, combined", "none": "no interval"}
+
+
+def key_effects(cell: CellComparison) -> list[Effect]:
+    """The effects that a table shows; those withheld on both sides are left out."""
+    by_name = {e.metric: e for e in cell.effects if e.base is not None or e.other is not None}
+    return [by_name[name] for name in KEY_FIGURES if name in by_name]
+
+
+def remarks(comparison: Comparison) -> Iterator[str]:
+    """What a reader must know before the figures."""
+    for side in comparison.sides:
+        if side.differences:
+            yield f"{side.name} measured another workload than {comparison.base.name}: {'; '.join(side.differences)}"
+    for cell in comparison.cells:
+        if cell.different_work:
+            yield f"{cell.other}, {cell.cell}: different work ({'; '.join(cell.different_work)})"
+    for side in comparison.sides:
+        if side.status != "complete":
+            yield f"{side.name} is a partial result"
+        failed = [cell for cell, verdict in side.verdicts.items() if verdict == "failed"]
+        if failed:
+            yield f"{side.name}: the audit failed {', '.join(failed)}; see its own report"
+    models = {side.model for side in comparison.sides}
+    if len(models) > 1:
+        yield f"the servers call their models by several names: {', '.join(sorted(models))}"
+    methods = {e.method for cell in comparison.cells for e in key_effects(cell)}
+    if "percentile intervals" in methods:
+        yield ("some intervals come from requests alone and do not hold what differs from run to run; at least 3 "
+               "trials (--num-trials) would")
+    count = sum(e.low is not None or e.high is not None for cell in comparison.cells for e in key_effects(cell))
+    if count > 1:
+        yield (f"{count} intervals of 95 % are shown: about {max(round(count / 20), 1)} of them would exclude 0 by "
+               "chance alone")

@@ -1,0 +1,290 @@
+"""Results against each other: same workload, effects and intervals, rules, files, baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import xml.etree.ElementTree as ET
+
+import msgspec
+import pytest
+from helpers.bench import later, request, result, spec
+
+from pelton import cli
+from pelton.bench.cell import closed
+from pelton.bench.compare.comparison import Named, compare, read_named
+from pelton.bench.compare.effect import measure_effect, student_t
+from pelton.bench.compare.figures import compared_figures, parse_figure
+from pelton.bench.compare.junit import to_junit
+from pelton.bench.compare.markdown import to_markdown
+from pelton.bench.compare.page import render_comparison
+from pelton.bench.compare.rules import parse_rule
+from pelton.bench.compare.workload import asked_for, workload_hash
+from pelton.bench.files import prepare_output_dir, write_result
+from pelton.bench.percentiles import summarize
+from pelton.bench.results import Percentile
+from pelton.errors import ConfigError
+
+NUM_REQUESTS = 60
+
+
+def made(*, slowness: float = 1.0, num_trials: int = 1, seed: object = None, seconds_off: float = 0.0, **workload):
+    """A cell of one request at a time whose first tokens take about 10 ms times the slowness."""
+    rng = random.Random(seed)
+    shape = spec(num_requests=NUM_REQUESTS)
+    records, at = [], round(seconds_off * 1e6)
+    for trial in range(num_trials):
+        for index in range(NUM_REQUESTS):
+            first = round(rng.gauss(10_000, 700) * slowness)
+            times = [first, first + 2000, first + 4000, first + 6000]
+            records.append(later(request(trial=trial, index=index, first_byte_us=first, first_chunk_us=first,
+                                         first_content_us=first, content_us=times, last_content_us=times[-1],
+                                         end_us=times[-1] + 1000), at))
+            at += times[-1] + 1100
+    fields = {"loads": [closed(1, NUM_REQUESTS)], "num_trials": num_trials, **workload}
+    found = result([(shape, records)], workload=fields)
+    return msgspec.structs.replace(found, cells=[msgspec.structs.replace(c, num_trials=num_trials)
+                                                 for c in found.cells])
+
+
+def held(base, other, *rules: str, **options):
+    return compare([Named("a", "a.json", base), Named("b", "b.json", other)],
+                   rules=[parse_rule(rule) for rule in rules], **options)
+
+
+def effect_of(comparison, name: str):
+    return next(e for e in comparison.cells[0].effects if e.metric == name)
+
+
+def test_workloads_are_the_same_whatever_the_seed_the_server_and_the_trials():
+    base = made()
+    other = msgspec.structs.replace(made(seed=3, num_trials=2),
+                                    workload=msgspec.structs.replace(base.workload, seed=99, num_trials=2),
+                                    target=msgspec.structs.replace(base.target, url="http://elsewhere:1"))
+    assert workload_hash(base) == workload_hash(other)
+    assert json.dumps(asked_for(base), sort_keys=True) == json.dumps(asked_for(other), sort_keys=True)
+
+
+@pytest.mark.parametrize("changed", [
+    {"prompt_tokens": [17]}, {"output_tokens": [5]}, {"num_warmup": 3}, {"temperature": 0.5}, {"fixed_output": False},
+    {"prompts": "blocks again and again"}, {"loads": [closed(2, NUM_REQUESTS)]}, {"loads": [closed(1, 7)]}])
+def test_another_workload_is_refused_with_the_fields_named(changed):
+    with pytest.raises(ConfigError, match=f"another workload.*{next(iter(changed))}"):
+        held(made(), made(**changed))
+    forced = held(made(), made(**changed), force=True)
+    assert forced.is_forced
+    assert any(text.startswith(next(iter(changed))) for text in forced.sides[1].differences)
+
+
+def test_another_tokenizer_or_endpoint_is_another_workload():
+    base = made()
+    for name, value in (("tokenizer_sha256", "1" * 64), ("endpoint", "completions")):
+        other = msgspec.structs.replace(made(), target=msgspec.structs.replace(base.target, **{name: value}))
+        with pytest.raises(ConfigError, match=name):
+            held(base, other)
+
+
+def test_the_same_asked_for_and_other_work_done_is_refused_too():
+    base, other = made(), made()
+    shorter = [msgspec.structs.replace(r, output_tokens=2) for r in other.requests]
+    other = msgspec.structs.replace(other, requests=shorter)
+    with pytest.raises(ConfigError, match=r"different work.*output tokens 4 and 2"):
+        held(base, other)
+    assert held(base, other, force=True).cells[0].different_work == ["output tokens 4 and 2 on average"]
+
+
+def test_results_without_a_common_cell_are_refused_even_by_force():
+    other = result([(spec(concurrency=2, num_requests=2), [request(), later(request(), 100)])])
+    with pytest.raises(ConfigError, match="no cell in common"):
+        held(made(), other, force=True)
+
+
+def test_a_difference_within_the_noise_is_not_shown_and_a_large_one_is():
+    rng = random.Random()
+    same = held(made(seed=rng.random(), num_trials=4), made(seed=rng.random(), num_trials=4))
+    slower = held(made(seed=1, num_trials=4), made(seed=2, slowness=1.5, num_trials=4))
+    effect = effect_of(slower, "ttft_p50")
+    assert effect.method == "paired trials"
+    assert effect.says == "worse"
+    assert effect.low < 0.5 < effect.high
+    assert effect_of(slower, "output_throughput").says == "worse"
+    assert abs(effect_of(same, "ttft_p50").change) < 0.1
+    faster = held(made(seed=2, slowness=1.5, num_trials=4), made(seed=1, num_trials=4))
+    assert effect_of(faster, "ttft_p50").says == "better"
+    assert effect_of(faster, "output_throughput").says == "better"
+
+
+def test_single_runs_get_intervals_of_percentiles_and_none_of_rates():
+    single = held(made(seed=1), made(seed=2, slowness=1.5))
+    effect = effect_of(single, "ttft_p50")
+    assert effect.method == "percentile intervals"
+    assert 0.2 < effect.low < effect.change < effect.high < 0.8
+    rate = effect_of(single, "output_throughput")
+    assert (rate.low, rate.high, rate.says) == (None, None, "not known")
+    assert "3 trials" in rate.note
+
+
+def test_paired_trials_cancel_what_moves_both_sides():
+    """Both sides drift alike from trial to trial; only pairs show that they differ by a twentieth."""
+    figure = parse_figure("output_throughput")
+    base = [100.0, 140.0, 80.0, 120.0]
+    value = Percentile(value=100.0, low=None, high=None)
+    paired = measure_effect(figure, value, value, base_trials=base, other_trials=[b * 1.05 for b in base])
+    assert paired.low == pytest.approx(0.05)
+    assert paired.high == pytest.approx(0.05)
+    unpaired = measure_effect(figure, value, value, base_trials=base, other_trials=[b * 1.05 for b in base][:3])
+    assert unpaired.method == "trials"
+    assert unpaired.says == "no difference shown"
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    """Coverage on fresh samples of a known ratio of medians, both ways of making an interval; bounds of 4 sigma."""
+    rng, figure, true, rounds = random.Random(), parse_figure("ttft_p50"), 1.2, 300
+    hits = {"percentiles": 0, "trials": 0}
+    for _ in range(rounds):
+        base = [[rng.lognormvariate(0, 0.3) for _ in range(25)] for _ in range(4)]
+        other = [[true * rng.lognormvariate(0, 0.3) for _ in range(25)] for _ in range(4)]
+        pooled = [summarize([x for trial in side for x in trial]).percentiles["p50"] for side in (base, other)]
+        medians = [[statistics.median(trial) for trial in side] for side in (base, other)]
+        for name, trials in (("percentiles", ((), ())), ("trials", medians)):
+            effect = measure_effect(figure, *pooled, base_trials=trials[0], other_trials=trials[1])
+            hits[name] += effect.low <= true - 1 <= effect.high
+    least = 0.95 - 4 * math.sqrt(0.95 * 0.05 / rounds)
+    assert min(hits.values()) / rounds > least, hits
+
+
+def test_students_t_is_never_too_narrow():
+    known = {1: 12.706, 4: 2.776, 11: 2.201, 25: 2.060, 1000: 1.962}  # tables of the distribution
+    for freedom, value in known.items():
+        assert value <= student_t(freedom) < value * 1.03
+
+
+def test_zero_and_withheld_figures_are_said_and_not_divided():
+    figure = parse_figure("errors")
+    zero, two = Percentile(value=0.0, low=None, high=None), Percentile(value=2.0, low=None, high=None)
+    assert measure_effect(figure, zero, zero).change == 0.0
+    effect = measure_effect(figure, zero, two)
+    assert (effect.change, effect.says, effect.difference) == (None, "not known", 2.0)
+    assert measure_effect(figure, "withheld", two).note == "withheld"
+
+
+def test_every_figure_can_be_named_in_a_rule():
+    for figure in compared_figures():
+        threshold = "1" if figure.metric.unit == "%" else "+1%"
+        assert parse_rule(f"{figure.name} > {threshold}").figure == figure
+
+
+@pytest.mark.parametrize(("text", "form", "threshold"), [
+    ("ttft_p95 > +10%", "change", 0.1), ("output_throughput<-5%", "change", -0.05), ("ttft_p99.9 >= +20ms",
+                                                                                     "difference", 20.0),
+    ("ttft_p95 > 1.5s", "level", 1500.0), ("attainment < 99", "level", 99.0), ("attainment < 99%", "level", 99.0),
+    ("itl_mean > +0.5", "difference", 0.5), ("goodput < 3 requests/s", "level", 3.0)])
+def test_forms_of_rules(text, form, threshold):
+    rule = parse_rule(text)
+    assert (rule.form, rule.threshold) == (form, pytest.approx(threshold))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("ttft_p95 > 10%", "needs its sign"), ("ttft_p95", "must be FIGURE"), ("ttft > +10%", "name one of its statistics"),
+    ("ttft_p97 > +10%", "no figure"), ("speed > +10%", "no figure"), ("ttft_p95 > +10 tokens", "is in ms"),
+    ("ttft_p95 = +10%", "must be FIGURE"), ("output_throughput_p95 < -1%", "no figure"), ("", "must be FIGURE")])
+def test_rules_that_are_none(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_rule(text)
+
+
+def test_rules_fail_pass_and_cannot_be_judged():
+    found = held(made(seed=1), made(seed=2, slowness=1.5), "ttft_p50 > +10%", "ttft_p50 > +80%", "ttft_p50 > +2ms",
+                 "ttft_p50 > 9ms", "ttft_p99 > +1%", "goodput < 1")
+    assert [r.outcome for r in found.rules] == ["failed", "passed", "failed", "failed", "not known", "not known"]
+    assert "99" in found.rules[4].reason
+    assert "no targets" in found.rules[5].reason
+    assert len(found.broken) == 5
+
+
+def test_significance_asks_that_the_whole_interval_is_beyond():
+    base, other = made(seed=1), made(seed=2, slowness=1.5)
+    effect = effect_of(held(base, other), "ttft_p50")
+    inside = f"ttft_p50 > +{100 * (effect.low + effect.change) / 2:.2f}%"
+    below = f"ttft_p50 > +{100 * effect.low - 1:.2f}%"
+    assert [r.outcome for r in held(base, other, inside, below).rules] == ["failed", "failed"]
+    found = held(base, other, inside, below, "output_throughput < -1%", needs_significance=True)
+    assert [r.outcome for r in found.rules] == ["passed", "failed", "passed"]  # a single run's rate has no interval
+
+
+def test_the_files_of_a_comparison_say_the_same():
+    found = held(made(seed=1), made(seed=2, slowness=1.5), "ttft_p50 > +10%", "goodput < 1", "ttft_p50 > +900%")
+    suite = ET.fromstring(to_junit(found)).find("testsuite")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
+    assert [case.get("name") for case in suite] == [r.rule for r in found.rules]
+    text = to_markdown(found)
+    assert "**failed**" in text
+    assert "`ttft_p50` ms" in text
+    page = render_comparison(found)
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    assert set(figures) == {"side-by-side", "changes"}
+    assert [trace["name"] for trace in figures["side-by-side"][0]["data"]] == ["a", "b"]
+    assert "http://" not in page.replace("http://127.0.0.1", "").replace("http://www.w3.org", "").split("<script>")[0]
+
+
+@pytest.fixture
+def places(tmp_path):
+    for name, made_result in (("old", made(seed=1)), ("new", made(seed=2, slowness=1.5))):
+        write_result(made_result, prepare_output_dir(str(tmp_path / name)))
+    return tmp_path
+
+
+def test_the_command_writes_its_files_and_ends_with_the_rules_status(places, capsys):
+    old, new = str(places / "old"), str(places / "new")
+    out = places / "out"
+    assert cli.main(["bench", "compare", old, new, "--output-dir", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["compare.html", "compare.json", "compare.md"]
+    assert json.loads((out / "compare.json").read_text())["schema"] == "pelton.bench.compare/1"
+    junit = places / "j.xml"
+    status = cli.main(["bench", "compare", old, new, "--fail-if", "ttft_p50 > +10%", "--fail-if", "ttft_p50 > +90%",
+                       "--junit", str(junit), "--json"])
+    assert status == 4
+    assert ET.parse(junit).getroot().find("testsuite").get("failures") == "1"
+    assert cli.main(["bench", "compare", old, new, "--fail-if", "ttft_p50 > +90%"]) == 0
+    capsys.readouterr()
+    assert cli.main(["bench", "compare", old, old]) == 1
+    assert "different files" in capsys.readouterr().err
+
+
+def test_results_are_named_by_what_tells_them_apart(places):
+    assert [n.name for n in read_named([str(places / "old"), str(places / "new" / "results.json")])] == ["old", "new"]
+
+
+def test_a_baseline_is_stored_once_and_checked_in_one_command(places, monkeypatch, capsys):
+    monkeypatch.setenv("PELTON_CACHE", str(places / "cache"))
+    old, new = str(places / "old"), str(places / "new")
+    rule = ["--fail-if", "ttft_p50 > +10%"]
+    assert cli.main(["bench", "baseline", "check", "main", new, *rule]) == 1
+    assert "no baseline 'main'" in capsys.readouterr().err
+    assert cli.main(["bench", "baseline", "save", "main", old]) == 0
+    assert (places / "cache" / "baselines" / "main.json").is_file()
+    assert cli.main(["bench", "baseline", "save", "main", old]) == 1
+    assert cli.main(["bench", "baseline", "save", "main", old, "--replace"]) == 0
+    assert cli.main(["bench", "baseline", "check", "main", new, *rule]) == 4
+    assert cli.main(["bench", "baseline", "save", "../main", old]) == 1
+
+
+def test_a_check_that_saves_moves_the_baseline_only_when_it_passes(places, capsys):
+    where = ["--baseline-dir", str(places / "kept")]
+    kept = places / "kept" / "main.json"
+    old, new = str(places / "old"), str(places / "new")
+    assert cli.main(["bench", "baseline", "check", "main", old, "--save", *where]) == 0
+    first = kept.read_bytes()
+    assert cli.main(["bench", "baseline", "check", "main", new, "--save", "--fail-if", "ttft_p50 > +10%", *where]) == 4
+    assert kept.read_bytes() == first
+    assert cli.main(["bench", "baseline", "check", "main", new, "--save", "--fail-if", "ttft_p50 > +90%", *where]) == 0
+    assert kept.read_bytes() != first
+    capsys.readouterr()
+
+
+def test_a_partial_result_makes_no_baseline(places, capsys):
+    write_result(result([(spec(num_requests=2), [request()])], status="partial"), places / "old")
+    assert cli.main(["bench", "baseline", "save", "main", str(places / "old"), "--baseline-dir", str(places)]) == 1
+    assert "partial" in capsys.readouterr().err
