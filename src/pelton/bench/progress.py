@@ -48,6 +48,12 @@ class Progress:
         if not self._is_silent and exchange.end_ns - self._drawn_ns > MIN_REDRAW_NS:
             self._draw()
 
+    def requests_ended(self, count: int) -> None:
+        """Counts measured requests that other processes sent."""
+        self._num_ended += count
+        if not self._is_silent:
+            self._draw()
+
     def cell_ended(self, cell: CellResult) -> None:
         ttft, latency = cell.distribution("ttft"), cell.distribution("e2e_latency")
         parts = [f"{cell.id:<18}"]

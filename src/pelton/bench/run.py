@@ -17,7 +17,7 @@ from pelton.bench.agenda import Agenda
 from pelton.bench.audit import audit
 from pelton.bench.budget import Budget
 from pelton.bench.calibration_store import nearest
-from pelton.bench.cell import DEFAULT_MAX_IN_FLIGHT, CellSpec, TrialOutcome, run_trial
+from pelton.bench.cell import CellSpec
 from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.load.plan import Planned
@@ -39,6 +39,7 @@ from pelton.bench.results import (
 from pelton.bench.resume import check_target, whole_cells
 from pelton.bench.summary import recompute, summarize
 from pelton.bench.target import Target, open_target
+from pelton.bench.trial import DEFAULT_MAX_IN_FLIGHT, Means, TrialOutcome, run_trial
 from pelton.bench.workers.crew import Crew
 from pelton.errors import ServerError
 
@@ -125,9 +126,9 @@ class Run:
         self._progress.cell_started(spec)
         began_ns = now_ns()
         while True:
-            outcome = await run_trial(spec, target, seed=self._seed, trial=trial, epoch_ns=start_ns,
-                                      deadline_ns=deadline_ns, on_end=self._count, pool=crew.pool,
-                                      num_workers=crew.num_workers)
+            means = Means(crew.pool, crew.num_workers, on_end=self._count, on_count=self._progress.requests_ended)
+            outcome = await run_trial(spec, target, means, seed=self._seed, trial=trial, epoch_ns=start_ns,
+                                      deadline_ns=deadline_ns)
             if outcome.stop_reason is not None or not crew.grow_for(outcome.client):
                 break
         wanted = (spec.load.num_requests or 1) + spec.num_warmup

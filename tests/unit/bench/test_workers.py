@@ -1,4 +1,5 @@
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,9 +10,9 @@ from pelton.bench.framing import Response
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.tally import LoadResult
 from pelton.bench.results import ClientError, ClientLoad
-from pelton.bench.workers import crew
+from pelton.bench.workers import crew, pool
 from pelton.bench.workers.crew import Crew, most_workers
-from pelton.bench.workers.messages import Done, Go, Prepare, Ready, Setup, Stop, pack, read_order, read_report
+from pelton.bench.workers.messages import Done, Go, Prepare, Pulse, Ready, Setup, Stop, pack, read_order, read_report
 from pelton.bench.workers.pool import join, share_out
 
 
@@ -61,6 +62,7 @@ def test_reports_arrive_as_they_were():
                         loop_lags_us=[1.0, 2.5])
     assert through_a_pipe(Done(result), read_report) == Done(result)
     assert through_a_pipe(Ready(), read_report) == Ready()
+    assert through_a_pipe(Pulse(3), read_report) == Pulse(3)
 
 
 def test_parts_are_joined():
@@ -94,3 +96,14 @@ def test_crew_grows_where_a_core_is_not_enough(monkeypatch):
 def test_a_local_server_keeps_half_of_the_cores(monkeypatch):
     monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert [most_workers(h) for h in ("127.0.0.1", "localhost", "::1", "10.0.0.1", "example.org")] == [4, 4, 4, 8, 8]
+
+
+def test_pulses_are_counted_and_not_mistaken_for_the_result():
+    async def receive():
+        process = SimpleNamespace(stdout=asyncio.StreamReader())
+        process.stdout.feed_data(pack(Pulse(2)) + pack(Pulse(5)) + pack(Done(LoadResult(num_held=4))))
+        return await pool._report(process, Done, counted.append)
+
+    counted = []
+    assert asyncio.run(receive()) == Done(LoadResult(num_held=4))
+    assert counted == [2, 5]

@@ -43,6 +43,12 @@ class Stop(msgspec.Struct, tag=True):
     """To a process: end the load now and say Done."""
 
 
+class Pulse(msgspec.Struct, tag=True):
+    """From a process, now and then: how many more measured requests have ended."""
+
+    num_ended: int
+
+
 class Done(msgspec.Struct, tag=True):
     """From a process: what became of its part. The requests come back without their bytes."""
 
@@ -50,7 +56,7 @@ class Done(msgspec.Struct, tag=True):
 
 
 Order = Setup | Prepare | Go | Stop
-Report = Ready | Done
+Report = Ready | Pulse | Done
 _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)
 _reports = msgspec.msgpack.Decoder(Report)

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from pelton.bench.client import Client, now_ns
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.tally import LoadResult
-from pelton.bench.workers.messages import Done, Go, Order, Prepare, Ready, Report, Setup, Stop, pack, read_report
+from pelton.bench.workers.messages import Done, Go, Order, Prepare, Pulse, Ready, Report, Setup, Stop, pack, read_report
 from pelton.errors import PeltonError
 
 LEAD_NS = 50_000_000  # from the order to start to time 0 of an open loop
@@ -37,9 +37,10 @@ class WorkerPool:
             self._processes.append(process)
             await _order(process, self._setup)
 
-    async def run(self, job: LoadJob, requests: Sequence[Planned], *, num_workers: int) -> list[LoadResult]:
+    async def run(self, job: LoadJob, requests: Sequence[Planned], *, num_workers: int,
+                  on_count: Callable[[int], None] | None = None) -> list[LoadResult]:
         """Sends the requests from so many processes; one result each, in their order. A cancelled load returns what
-        had ended.
+        had ended. `on_count` is told now and then how many more measured requests have ended.
 
         Raises:
             PeltonError: a process died.
@@ -52,7 +53,7 @@ class WorkerPool:
         start_ns = now_ns() + LEAD_NS
         for process in processes:
             await _order(process, Go(start_ns))
-        done = asyncio.gather(*(_report(process, Done) for process in processes))
+        done = asyncio.gather(*(_report(process, Done, on_count) for process in processes))
         try:
             reports = await asyncio.shield(done)
         except asyncio.CancelledError:
@@ -106,9 +107,12 @@ async def _order(process: asyncio.subprocess.Process, order: Order) -> None:
         raise PeltonError("a client process of the benchmark died; see its error above") from None
 
 
-async def _report(process: asyncio.subprocess.Process, kind: type[Report]) -> Report:
+async def _report(process: asyncio.subprocess.Process, kind: type[Report],
+                  on_count: Callable[[int], None] | None = None) -> Report:
     try:
-        report = await read_report(process.stdout)
+        while isinstance(report := await read_report(process.stdout), Pulse):
+            if on_count is not None:
+                on_count(report.num_ended)
     except asyncio.IncompleteReadError:
         raise PeltonError("a client process of the benchmark died; see its error above") from None
     assert isinstance(report, kind), report

@@ -9,10 +9,13 @@ import sys
 import msgspec
 
 from pelton.bench import event_loop
-from pelton.bench.client import Address, Client, allow_connections
+from pelton.bench.client import Address, Client, Exchange, allow_connections
+from pelton.bench.load.plan import Planned
 from pelton.bench.load.run_load import run_load
 from pelton.bench.load.tally import LoadResult
-from pelton.bench.workers.messages import Done, Go, Prepare, Ready, Report, Setup, Stop, pack, read_order
+from pelton.bench.workers.messages import Done, Go, Prepare, Pulse, Ready, Report, Setup, Stop, pack, read_order
+
+PULSE_S = 0.5
 
 
 class Worker:
@@ -23,6 +26,7 @@ class Worker:
         self._client: Client | None = None
         self._prepared: Prepare | None = None
         self._load: asyncio.Task[None] | None = None
+        self._num_ended = 0
 
     async def serve(self) -> None:
         while True:
@@ -45,7 +49,20 @@ class Worker:
 
     async def _run(self) -> None:
         prepared, self._prepared = self._prepared, None
-        _say(Done(_slim(await run_load(prepared.job, prepared.requests, self._client.send))))
+        pulse = asyncio.create_task(self._tell())
+        result = await run_load(prepared.job, prepared.requests, self._client.send, on_end=self._count)
+        pulse.cancel()
+        _say(Done(_slim(result)))
+
+    def _count(self, planned: Planned, exchange: Exchange) -> None:
+        self._num_ended += not planned.is_warmup
+
+    async def _tell(self) -> None:
+        """Says now and then how many requests have ended, for whoever watches."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            _say(Pulse(self._num_ended))
+            self._num_ended = 0
 
 
 def _slim(result: LoadResult) -> LoadResult:

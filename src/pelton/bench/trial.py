@@ -1,0 +1,192 @@
+"""One trial of a cell: requests made beforehand, warm-up, the load, and the records of what came back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pelton.bench.cell import CellSpec
+from pelton.bench.client import now_ns
+from pelton.bench.conversation import num_sessions, run_conversations
+from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.run_load import no_garbage_collection, run_load
+from pelton.bench.load.shapes import Shape, make_shapes
+from pelton.bench.load.tally import LoadResult, OnEnd
+from pelton.bench.percentiles import percentile
+from pelton.bench.record import make_record
+from pelton.bench.results import ClientLoad, LoadSpec, RequestRecord
+from pelton.bench.target import Target
+from pelton.bench.workers.pool import WorkerPool, join
+
+MIN_FAILURES_TO_STOP = 4
+LEAD_NS = 20_000_000  # from the end of the preparations to time 0 of an open loop
+MAX_PREPARED = 20_000  # requests of a closed loop that goes by time; later ones are made as they are needed
+DEFAULT_MAX_IN_FLIGHT = 4096
+OPEN_CONNECTIONS = 32  # of an open loop, before it begins
+RAN_OUT = "the requests made beforehand ran out; give fewer workers or a number of requests"
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """One trial of a cell: its requests, warm-up included, and how it ended."""
+
+    records: list[RequestRecord]
+    client: ClientLoad
+    num_held: int
+    stop_reason: str | None
+    was_cancelled: bool
+    is_server_failing: bool
+    """The server does not answer any more, or not as a server should; further cells make no sense."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """By what a trial is sent, and who is told."""
+
+    pool: WorkerPool
+    num_workers: int = 1
+    on_end: OnEnd | None = None
+    """Told of every exchange of this process as it ends."""
+    on_count: Callable[[int], None] | None = None
+    """Told now and then how many more requests of other processes have ended."""
+
+
+async def run_trial(spec: CellSpec, target: Target, means: Means, *, seed: int, trial: int = 0, epoch_ns: int,
+                    deadline_ns: int | None = None) -> TrialOutcome:
+    """Measures one trial of a cell.
+
+    Args:
+        seed: of the prompts, arrivals and cancellations, together with the cell and the trial.
+        epoch_ns: beginning of the run on the benchmark's clock.
+        deadline_ns: when to start no more requests.
+    """
+    with no_garbage_collection():  # which would walk through all requests kept so far, again and again
+        results = await _Sender(spec, target, means, f"{seed}/{spec.id}/{trial}", deadline_ns).send()
+        result = join(results)
+        records = [make_record(planned, exchange, target, cell=spec.id, trial=trial, is_stream=spec.is_stream,
+                               epoch_ns=epoch_ns) for planned, exchange in result.sent]
+    records.sort(key=lambda r: (not r.is_warmup, r.index))
+    return TrialOutcome(records, _client_load(results), result.num_held, _stop_reason(result, records),
+                        result.was_cancelled, _is_server_failing(result, records))
+
+
+class _Sender:
+    """Makes a trial's requests and sends them; each way gives one result per process."""
+
+    def __init__(self, spec: CellSpec, target: Target, means: Means, name: str, deadline_ns: int | None) -> None:
+        self._spec = spec
+        self._target = target
+        self._means = means
+        self._name = name
+        self._job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
+        self._texts = target.trial_prompts(spec.content, seed=name)
+        load = spec.load
+        if spec.session is not None:
+            load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, spec.session.num_turns))
+        self._shapes = make_shapes(
+            load, sizes=self._texts.sizes(spec.prompt_tokens, spec.output_tokens), num_warmup=spec.num_warmup,
+            is_stream=spec.is_stream, trace=spec.trace, seed=name, cancellation_delay_s=spec.cancellation_delay_s)
+
+    async def send(self) -> list[LoadResult]:
+        load = self._spec.load
+        if self._spec.session is not None:
+            return await self._converse()
+        if load.kind == "closed" and load.num_requests is None:
+            return await self._send_by_time()
+        return await self._send_all([self._plan(shape) for shape in self._shapes])
+
+    async def _converse(self) -> list[LoadResult]:
+        await self._get_ready(self._job.concurrency or OPEN_CONNECTIONS)
+        return [await run_conversations(self._spec.session, self._job, self._shapes, self._target, seed=self._name,
+                                        on_end=self._means.on_end, num_requests=self._spec.load.num_requests,
+                                        is_stream=self._spec.is_stream)]
+
+    async def _send_by_time(self) -> list[LoadResult]:
+        """A closed loop of which nobody knows how many requests it takes."""
+        pilot = await self._run_pilot()
+        if pilot.was_cancelled:
+            return [pilot]
+        prepared = [self._plan(shape) for shape in itertools.islice(self._shapes, _num_wanted(self._spec, pilot))]
+        results = await self._send_all(prepared, more=map(self._plan, self._shapes))
+        if len(results) > 1 and sum(len(result.sent) for result in results) >= len(prepared):
+            results[0].stop_reason = results[0].stop_reason or RAN_OUT
+        results[0].sent = pilot.sent + results[0].sent
+        return results
+
+    async def _run_pilot(self) -> LoadResult:
+        """One request alone, as warm-up: nothing in a batch is answered faster, so it tells how many can be needed."""
+        spec = self._spec
+        shape = Shape(index=-1, is_warmup=True, prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens)
+        await self._get_ready(1)
+        return await run_load(LoadJob(concurrency=1, deadline_ns=self._job.deadline_ns), [self._plan(shape)],
+                              self._target.client.send)
+
+    async def _send_all(self, prepared: list[Planned], *, more: Iterable[Planned] = ()) -> list[LoadResult]:
+        """Sends what is prepared, from several processes or from this one; only this one can make `more`."""
+        means, job = self._means, self._job
+        num_workers = min(means.num_workers, job.concurrency or means.num_workers)
+        if num_workers > 1:
+            return await means.pool.run(job, prepared, num_workers=num_workers, on_count=means.on_count)
+        await self._get_ready(min(job.concurrency or OPEN_CONNECTIONS, len(prepared)))
+        return [await run_load(job, itertools.chain(prepared, more), self._target.client.send, on_end=means.on_end)]
+
+    async def _get_ready(self, num_connections: int) -> None:
+        await self._target.client.open_connections(num_connections)
+        self._job.start_ns = now_ns() + LEAD_NS
+
+    def _plan(self, shape: Shape) -> Planned:
+        """Makes a request's prompt and bytes."""
+        target = self._target
+        prompt = self._texts.make(shape.prompt_tokens, entry=shape.entry, blocks=shape.blocks)
+        num_tokens = prompt.num_tokens + target.info.frame_correction_tokens
+        dialect = dataclasses.replace(target.dialect, output_tokens=shape.output_tokens)
+        return Planned(
+            index=shape.index, is_warmup=shape.is_warmup, due_ns=shape.due_ns, stage=shape.stage,
+            request=target.client.build("POST", dialect.route, dialect.body(prompt, stream=self._spec.is_stream)),
+            requested_prompt_tokens=shape.prompt_tokens or num_tokens, requested_output_tokens=shape.output_tokens,
+            client_prompt_tokens=num_tokens, prefix_tokens=max(shape.prefix_tokens, prompt.prefix_tokens),
+            cancel_after_events=shape.cancel_after_events, cancel_after_ns=shape.cancel_after_ns)
+
+
+def make_job(load: LoadSpec, *, deadline_ns: int | None, give_up_s: float) -> LoadJob:
+    """The job of a single client process."""
+    concurrency = load.concurrency if load.kind == "closed" else None
+    return LoadJob(concurrency=concurrency, deadline_ns=deadline_ns,
+                   duration_ns=None if load.duration_s is None else round(load.duration_s * 1e9),
+                   max_in_flight=load.max_in_flight or DEFAULT_MAX_IN_FLIGHT, give_up_ns=round(give_up_s * 1e9),
+                   max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, concurrency or 1))
+
+
+def _num_wanted(spec: CellSpec, pilot: LoadResult) -> int:
+    """Requests that a closed loop can get through in its time."""
+    least_s = min(((e.end_ns - e.sent_ns) / 1e9 for _, e in pilot.sent if e.failure is None), default=1.0)
+    wanted = spec.load.concurrency * (spec.load.duration_s / max(least_s, 1e-4) + 2)
+    return spec.num_warmup + min(round(wanted), MAX_PREPARED)
+
+
+def _client_load(results: Sequence[LoadResult]) -> ClientLoad:
+    lags = sorted(lag for result in results for lag in result.loop_lags_us)
+    return ClientLoad(num_workers=len(results), cpu_share=[round(r.cpu_share, 4) for r in results],
+                      loop_lag_p99_us=percentile(lags, 99) if lags else None,
+                      clock_jump_us=max(r.clock_jump_us for r in results))
+
+
+def _stop_reason(result: LoadResult, records: list[RequestRecord]) -> str | None:
+    last = next((r for r in reversed(records) if r.error is not None), None)
+    if result.is_server_failing and last is not None:
+        return f"{result.stop_reason} ({last.error}: {last.error_message})"
+    return result.stop_reason
+
+
+def _is_server_failing(result: LoadResult, records: list[RequestRecord]) -> bool:
+    """A server that refuses a request's content (4xx) may well take the next cell's; any other failure stays."""
+    measured = [r for r in records if not r.is_warmup]
+    failed_all = bool(measured) and all(r.error is not None for r in measured)
+    if not (result.is_server_failing or failed_all):
+        return False
+    last = next(r for r in reversed(records) if r.error is not None)
+    return not last.error.startswith("http_4")
