@@ -32,10 +32,6 @@ class Source(Protocol):
         """Pieces of about so many tokens; `entry` names one of a data set."""
         ...
 
-    def more(self, count: int) -> list[str]:
-        """Pieces to make a text longer by about so many tokens."""
-        ...
-
 
 class SyntheticSource:
     """Random words of the tokenizer's vocabulary."""
@@ -47,26 +43,19 @@ class SyntheticSource:
     def draft(self, num_tokens: int, entry: int | None) -> list[str]:
         return self._words.fillers(num_tokens)
 
-    def more(self, count: int) -> list[str]:
-        return self._words.fillers(count)
-
 
 class TextSource:
     """Stretches of a text file from random places; after its end it begins anew."""
 
-    def __init__(self, text: LoadedText, words: Words, vocabulary: Vocabulary, *, is_unique: bool, seed: str) -> None:
+    def __init__(self, text: LoadedText, vocabulary: Vocabulary, *, is_unique: bool, seed: str) -> None:
         self.is_unique = is_unique
         self._pieces = text.pieces
         self._tokens_per_piece = tokens_per_piece(text.pieces, vocabulary)
-        self._words = words
         self._random = random.Random(seed)
 
     def draft(self, num_tokens: int, entry: int | None) -> list[str]:
         start = self._random.randrange(len(self._pieces))
         return cycle_from(self._pieces, start, int(num_tokens / self._tokens_per_piece * SPARE) + 8)
-
-    def more(self, count: int) -> list[str]:
-        return self._words.fillers(count)
 
 
 class RepeatSource:
@@ -80,24 +69,17 @@ class RepeatSource:
     def draft(self, num_tokens: int, entry: int | None) -> list[str]:
         return cycle_from(self._pieces, 0, int(num_tokens / self._tokens_per_piece * SPARE) + 8)
 
-    def more(self, count: int) -> list[str]:
-        return cycle_from(self._pieces, 0, count)
-
 
 class DataSource:
     """The texts of a data set's entries, the conversation of each as one."""
 
-    def __init__(self, entries: list[Entry], words: Words, *, is_unique: bool) -> None:
+    def __init__(self, entries: list[Entry], *, is_unique: bool) -> None:
         self.is_unique = is_unique
-        self.entries = entries
-        self._words = words
+        self._entries = entries
 
     def draft(self, num_tokens: int, entry: int | None) -> list[str]:
         assert entry is not None
-        return pieces_of(flatten(self.entries[entry].messages))
-
-    def more(self, count: int) -> list[str]:
-        return self._words.fillers(count)
+        return pieces_of(flatten(self._entries[entry].messages))
 
 
 @dataclass(frozen=True)

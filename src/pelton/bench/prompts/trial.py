@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,9 +97,11 @@ class TrialPrompts:
             return self._make_of_blocks(num_tokens, blocks)
         if num_tokens == 0:
             return self._take(self._entries[entry])
+        more = None
         if self._content.spec.source == "repeat":  # sizes under the floor collapse, as they do in the wild
             num_tokens = max(num_tokens, self._factory.floor)
-        return self._factory.fit(num_tokens, lambda size: self._draft(size, entry), more=self._source.more,
+            more = functools.partial(self._factory.words.fillers, rng=random.Random(num_tokens))
+        return self._factory.fit(num_tokens, lambda size: self._draft(size, entry), more=more,
                                  is_unique=self._source.is_unique)
 
     def answer_tokens(self, entry: int) -> int:
@@ -183,9 +186,9 @@ class TrialPrompts:
 
 def _make_source(factory: PromptFactory, material: Material, spec: PromptSpec, *, seed: str) -> Source:
     if spec.source == "data":
-        return DataSource(material.entries, factory.words, is_unique=spec.is_unique)
+        return DataSource(material.entries, is_unique=spec.is_unique)
     if spec.source == "text":
-        return TextSource(material.text, factory.words, factory.vocabulary, is_unique=spec.is_unique, seed=seed)
+        return TextSource(material.text, factory.vocabulary, is_unique=spec.is_unique, seed=seed)
     if spec.source == "repeat":
         return RepeatSource(material.text, factory.vocabulary)
     return SyntheticSource(factory.words)
