@@ -16,6 +16,7 @@ from pelton.bench.prompts.options import PromptOptions
 from pelton.bench.results import LoadSpec
 
 SEARCH_SECONDS = 10.0
+FORMATS = ("html", "markdown", "svg", "png", "json", "csv")
 Endpoint = Literal["chat", "completions"]
 
 
@@ -189,6 +190,13 @@ class ReportOptions(AnalysisOptions):
     results: str
     """A results.json, or the directory that holds one."""
     output: str | None = None
-    """The HTML file to write; none: report.html beside the results."""
+    """The HTML file to write; none: report.html beside the results. Other formats are written beside it."""
+    format: tuple[str, ...] = ("html",)
+    """What to write: html, markdown, svg and png (every plot), json (the figures computed again), csv."""
     json: bool = False
-    """Print one JSON object with the path of the report."""
+    """Print one JSON object with the paths of what was written."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.format) and set(self.format) <= set(FORMATS), "format", ",".join(self.format),
+                f"some of {', '.join(FORMATS)}")

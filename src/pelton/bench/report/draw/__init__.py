@@ -1,0 +1,1 @@
+"""Draws the report's figures to SVG and PNG without a browser."""

@@ -1,0 +1,65 @@
+"""The report in short, as Markdown: verdicts, findings, a table of the cells, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pelton.bench.report.figure import Plot
+from pelton.bench.report.view import ReportView
+from pelton.bench.results import CellResult, Distribution
+from pelton.bench.table import number
+
+HEADS = ("cell", "audit", "in flight", "TTFT P50 ms", "TTFT P95 ms", "ITL P50 ms", "output tokens/s", "requests",
+         "failed")
+
+
+def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
+    """`pictures`: each plot with its picture's path, relative to the Markdown file."""
+    result = view.result
+    lines = [f"# {_plain(result.target.model)}: pelton bench {result.kind}", "",
+             f"{result.target.endpoint} at {result.target.url}, {result.environment.started_at}, "
+             f"{result.duration_s:.1f} s.", ""]
+    if result.status != "complete":
+        reason = f": {_plain(result.stop_reason)}" if result.stop_reason else ""
+        lines += [f"**Partial result{reason}.**", ""]
+    counts = [(v, sum(found == v for found in view.verdicts.values())) for v in ("failed", "with care", "sound")]
+    lines += ["## Audit", "", "Cells: " + (", ".join(f"{n} {v}" for v, n in counts if n) or "none") + ".", ""]
+    lines += [f"- **{f.severity}** `{f.name}`: {_plain(f.evidence)}. {_plain(f.advice)}" for f in result.findings]
+    if result.search is not None:
+        best = "nothing passed" if result.search.best is None else f"{result.search.best:.4g}"
+        lines += ["", "## Search", "", f"{_plain(result.search.criterion)}: {result.search.variable} {best}"
+                  + ("." if result.search.is_settled else ", and the search had not come to its end.")]
+    lines += ["", "## Cells", "", _row(HEADS), _row(["---", "---"] + ["--:"] * (len(HEADS) - 2))]
+    lines += [_row(_cells(view, cell)) for cell in view.cells]
+    lines += ["", "Behind a percentile stands its confidence interval of 95 %. *Needs n more*: withheld, with so many "
+              "samples too few.", ""]
+    for plot, path in pictures:
+        lines += [f"## {plot.title}", "", plot.caption, "", f"![{plot.title}]({path})", ""]
+    return "\n".join(lines)
+
+
+def _cells(view: ReportView, cell: CellResult) -> list[str]:
+    ttft = cell.distribution("ttft")
+    state = "" if cell.status == "complete" else " (partial)"
+    return [f"`{cell.id}`{state}", view.verdicts[cell.id], number(cell.value("in_flight_requests")),
+            _percentile(ttft, "p50"), _percentile(ttft, "p95"), _percentile(cell.distribution("itl"), "p50"),
+            number(cell.value("output_throughput")), f"{cell.num_done:,}", f"{sum(cell.errors.values()):,}"]
+
+
+def _percentile(found: Distribution | None, name: str) -> str:
+    if found is None:
+        return "–"
+    if name in found.missing:
+        return f"*needs {found.missing[name]} more*"
+    percentile = found.percentiles[name]
+    ends = ("…" if end is None else number(end) for end in (percentile.low, percentile.high))
+    return f"{number(percentile.value)} ({'–'.join(ends)})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text from outside as text: no markup, no table's edge, one line."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
