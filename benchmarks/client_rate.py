@@ -171,8 +171,9 @@ def main() -> int:
               for name in commands if name != "pelton"}
     with server(TTFT_S, ITL_S) as url:
         errors = {str(n): accuracy(commands, url, n) for n in streams}
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
     print_json({"name": "client_rate", "streams": STREAMS, "input_len": NUM_IN, "output_len": NUM_OUT, **environment(),
-                "other_versions": _versions(args),
+                "command": " ".join(["python", *words]), "other_versions": _versions(args),
                 "requests_per_cpu_second_over": {name: {"rounds": [round(r, 1) for r in values],
                                                         "median": round(statistics.median(values), 1)}
                                                  for name, values in ratios.items()},
