@@ -147,7 +147,7 @@ async def _list_models(client: Client) -> list[dict[str, Any]] | None:
 
 def _choose_model(asked: str | None, models: list[dict[str, Any]] | None,
                   url: str) -> tuple[str, dict[str, Any]]:
-    if models is None:
+    if not models:  # no such route, or a list of something else, such as what lies in a cache (transformers serve)
         if asked is None:
             raise ConfigError(f"{url} lists no models; give model")
         return asked, {}
