@@ -395,6 +395,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
 
 
 def test_benchmark_needs_no_torch():
-    code = ("import sys, pelton.bench.serve, pelton.bench.sweep, pelton.bench.report.command, pelton.bench.offline, "
+    code = ("import sys, pelton.bench.serve, pelton.bench.sweep, pelton.bench.search, pelton.bench.calibrate, "
+            "pelton.bench.schema, pelton.bench.workers.worker, pelton.bench.report.command, pelton.bench.offline, "
             "pelton.bench.calibration; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'plotly')))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -196,6 +196,8 @@ class LoadSpec(Record, kw_only=True):
     """Requests kept in flight (closed)."""
     rate: float | None = None
     """Requests per second (constant, poisson, gamma)."""
+    ramp_up_s: float | None = None
+    """Seconds over which the slots of a closed loop are filled, one after another; none: all at once."""
     burstiness: float | None = None
     """Shape of the gamma distribution of the gaps between arrivals: below 1 in bursts, 1 Poisson, above 1 evener."""
     stages: list[LoadStage] = []

@@ -80,7 +80,7 @@ def _sizes(cell: CellResult) -> tuple[str, str]:
     for metric, asked in (("prompt_tokens", cell.requested_prompt_tokens),
                           ("output_tokens", cell.requested_output_tokens)):
         found = cell.distribution(metric)
-        is_as_asked = found is None or found.min == found.max == asked
+        is_as_asked = found is None or not cell.has_fixed_sizes or found.min == found.max == asked
         text = number(None if found is None else found.p50)
         texts.append(text if is_as_asked else f"[yellow]{text}![/yellow]")
     return texts[0], texts[1]
@@ -125,7 +125,8 @@ def print_result(console: Console, result: RunResult) -> None:
 def search_table(search: SearchResult) -> Table:
     """The levels of a search in the order in which they were tried, and what it found."""
     unit = {"concurrency": "in flight", "request_rate": "requests/s"}[search.variable]
-    found = "no level passed" if search.best is None else f"{search.best:.4g} {unit}"
+    least = "at least " if search.least_failed is None else ""
+    found = "no level passed" if search.best is None else f"{least}{search.best:.4g} {unit}"
     beyond = "" if search.least_failed in (None, search.best) else f"; {search.least_failed:.4g} failed"
     state = "" if search.is_settled else " (search not ended)"
     table = _table(f"Search: {escape(search.criterion)}: {found}{beyond}{state}", (unit, "", "why"))

@@ -155,7 +155,7 @@ class _Sender:
 def make_job(load: LoadSpec, *, deadline_ns: int | None, give_up_s: float) -> LoadJob:
     """The job of a single client process."""
     concurrency = load.concurrency if load.kind == "closed" else None
-    return LoadJob(concurrency=concurrency, deadline_ns=deadline_ns,
+    return LoadJob(concurrency=concurrency, deadline_ns=deadline_ns, ramp_up_ns=round((load.ramp_up_s or 0) * 1e9),
                    duration_ns=None if load.duration_s is None else round(load.duration_s * 1e9),
                    max_in_flight=load.max_in_flight or DEFAULT_MAX_IN_FLIGHT, give_up_ns=round(give_up_s * 1e9),
                    max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, concurrency or 1))

@@ -108,6 +108,27 @@ def test_warm_up_is_handed_over_without_draining():
     assert server.order == list(range(12))
 
 
+def test_slots_are_filled_over_the_ramp():
+    """No request ends before all slots are filled, so each slot sends one, at its time."""
+    async def scenario():
+        sent_ns, all_sent = [], asyncio.Event()
+
+        async def send(request, **_):
+            sent_ns.append(now_ns())
+            if len(sent_ns) == 4:
+                all_sent.set()
+            await all_sent.wait()
+            return Exchange(response=Response(status=200))
+
+        start = now_ns()
+        result = await run_load(LoadJob(concurrency=4, ramp_up_ns=20_000_000), planned(4), send)
+        return result, [stamp - start for stamp in sent_ns]
+
+    result, sent = asyncio.run(scenario())
+    assert indices(result) == [0, 1, 2, 3]
+    assert all(stamp >= slot * 5_000_000 for slot, stamp in enumerate(sent))
+
+
 def test_duration_counts_from_the_first_measured_request_and_ends_the_sending():
     async def slow(request, **_):
         await asyncio.sleep(0.01)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from pelton.bench.client import now_ns
+from pelton.bench.load.clock import sleep_until
 from pelton.bench.load.tally import Tally, Verdict
 from pelton.bench.load.unit import Unit
 
@@ -14,12 +15,16 @@ U = TypeVar("U", bound=Unit)
 
 
 async def run_closed_loop(units: Iterator[U], perform: Callable[[U, int], Awaitable[None]], *, concurrency: int,
-                          tally: Tally) -> None:
+                          tally: Tally, ramp_up_ns: int = 0) -> None:
     """Keeps `concurrency` units in flight until all have ended or no more may start.
 
-    Warm-up units are handed over without draining: measured ones start in the slots that warm-up ones leave.
+    Warm-up units are handed over without draining: measured ones start in the slots that warm-up ones leave. The
+    slots are filled at even distances over `ramp_up_ns`.
     """
-    async def keep_busy() -> None:
+    start_ns = now_ns()
+
+    async def keep_busy(slot: int) -> None:
+        await sleep_until(start_ns + ramp_up_ns * slot // concurrency)
         for unit in units:
             verdict = tally.judge(is_warmup=unit.is_warmup)
             if verdict is Verdict.STOP:
@@ -28,5 +33,5 @@ async def run_closed_loop(units: Iterator[U], perform: Callable[[U, int], Awaita
                 await perform(unit, now_ns())
 
     async with asyncio.TaskGroup() as slots:
-        for _ in range(concurrency):
-            slots.create_task(keep_busy())
+        for slot in range(concurrency):
+            slots.create_task(keep_busy(slot))

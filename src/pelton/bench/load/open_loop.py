@@ -7,17 +7,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from pelton.bench.client import now_ns
+from pelton.bench.load.clock import sleep_until
 from pelton.bench.load.plan import LoadJob
 from pelton.bench.load.tally import Tally, Verdict
 from pelton.bench.load.unit import Unit
 
 U = TypeVar("U", bound=Unit)
-
-
-async def sleep_until(due_ns: int) -> None:
-    """Returns at or just after a time on the benchmark's clock; event loops' timers are a millisecond coarse."""
-    while (left_ns := due_ns - now_ns()) > 0:
-        await asyncio.sleep(left_ns / 1e9)
 
 
 async def run_open_loop(units: Iterator[U], perform: Callable[[U, int], Awaitable[None]], *, job: LoadJob,

@@ -43,6 +43,8 @@ class LoadOptions:
     requests follow without a pause."""
     num_trials: int = 1
     """Repeats of every cell, with other prompts, the cells of each repeat one after another."""
+    ramp_up: float | None = None
+    """Seconds over which a closed loop fills its slots, one after another; none: all at once."""
     request_rate: tuple[float, ...] = ()
     """Requests per second whatever the server does (open loop), instead of concurrency; one cell each."""
     arrivals: Literal["poisson", "constant", "gamma"] = "poisson"
@@ -81,6 +83,7 @@ class LoadOptions:
         require(self.num_trials >= 1, "num_trials", self.num_trials, "at least 1")
         _require_seconds("measurement_duration", self.measurement_duration)
         _require_seconds("cancellation_delay", self.cancellation_delay)
+        _require_seconds("ramp_up", self.ramp_up)
         if self.request_rate:
             require_list("request_rate", self.request_rate, least=0)
             require(min(self.request_rate) > 0, "request_rate", self.request_rate, "above 0")
@@ -133,7 +136,8 @@ class LoadOptions:
             kind = "gamma" if self.burstiness is not None else self.arrivals
             return [LoadSpec(kind=kind, rate=rate, burstiness=self.burstiness, num_requests=count,
                              max_in_flight=self.max_in_flight, **common) for rate in self.request_rate]
-        return [LoadSpec(kind="closed", concurrency=c, num_requests=count, **common) for c in concurrency]
+        return [LoadSpec(kind="closed", concurrency=c, num_requests=count, ramp_up_s=self.ramp_up, **common)
+                for c in concurrency]
 
 
 def _require_seconds(name: str, value: float | None) -> None:

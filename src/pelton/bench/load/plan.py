@@ -35,6 +35,8 @@ class LoadJob(msgspec.Struct, kw_only=True):
     """Slots of a closed loop; none: an open loop that follows the requests' own times."""
     start_ns: int = 0
     """Time 0 of an open loop."""
+    ramp_up_ns: int = 0
+    """A closed loop fills its slots one after another in so long."""
     duration_ns: int | None = None
     """A closed loop starts measured requests for so long after its first."""
     deadline_ns: int | None = None

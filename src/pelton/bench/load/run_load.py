@@ -50,7 +50,8 @@ async def drive(job: LoadJob, units: Iterable[U], perform: Callable[[U, int], Aw
         start_ns, start_cpu, clock_offset_ns = now_ns(), time.process_time(), time.time_ns() - now_ns()
         try:
             if job.concurrency is not None:
-                await run_closed_loop(iter(units), perform, concurrency=job.concurrency, tally=tally)
+                await run_closed_loop(iter(units), perform, concurrency=job.concurrency, tally=tally,
+                                      ramp_up_ns=job.ramp_up_ns)
             else:
                 await run_open_loop(iter(units), perform, job=job, tally=tally)
         except asyncio.CancelledError:

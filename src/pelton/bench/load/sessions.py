@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pelton.bench.client import Exchange
-from pelton.bench.load.open_loop import sleep_until
+from pelton.bench.load.clock import sleep_until
 from pelton.bench.load.plan import Planned
 from pelton.bench.load.run_load import Send
 from pelton.bench.load.tally import Tally
