@@ -196,6 +196,7 @@ class Client:
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1")
         self._tls = ssl.create_default_context() if address.is_tls else None
         self._free: list[_Connection] = []
+        self.num_in_flight = 0
 
     def build(self, method: str, route: str, body: bytes | None = None) -> bytes:
         """The bytes of a request; `route` follows the base path, or is absolute when it begins with //."""
@@ -239,12 +240,14 @@ class Client:
         else:
             late = Failure("timeout", f"no full answer within {timeout_s:g} s")
             timer = loop.call_later(timeout_s, connection.give_up, late)
+        self.num_in_flight += 1
         try:
             await connection.exchange(request, exchange, after_events)
         except asyncio.CancelledError:
             connection.close()
             raise
         finally:
+            self.num_in_flight -= 1
             timer.cancel()
         if connection.is_open:
             self._free.append(connection)

@@ -96,7 +96,8 @@ class Run:
         start_ns = now_ns() - (0 if self._earlier is None else round(self._earlier.duration_s * 1e9))
         seconds = getattr(self._options, "duration_budget", None)
         budget = Budget(None if seconds is None else now_ns() + round(seconds * 1e9))
-        self._progress.start(len(self._agenda.upcoming(self._cells)), target.info)
+        self._progress.start(len(self._agenda.upcoming(self._cells)), target.info,
+                             in_flight=lambda: target.client.num_in_flight)
         try:
             self._watch.start()
             is_first = True

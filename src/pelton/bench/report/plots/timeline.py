@@ -14,8 +14,10 @@ from pelton.bench.results import RequestRecord, Series
 MOST_BINS, MOST_POINTS, MOST_PARTS = 240, 12_000, 60
 PANEL_PX, GAP = 118, 0.05
 # Gauges that servers show under other names: (panel, what it is here, ends of the names).
-GAUGES = (("requests", "server: running", ("num_requests_running", "num_running_reqs", "requests_processing")),
-          ("requests", "server: waiting", ("num_requests_waiting", "num_queue_reqs", "requests_deferred")),
+GAUGES = (("requests", "server: running", ("num_requests_running", "num_running_reqs", "requests_processing",
+                                        "pelton_requests_running")),
+          ("requests", "server: waiting", ("num_requests_waiting", "num_queue_reqs", "requests_deferred",
+                                        "pelton_requests_waiting")),
           ("cache", "server: cache in use", ("cache_usage_perc", "kv_cache_usage_ratio", "token_usage")))
 PANEL_TITLES = {"requests": "requests", "input": "input tokens<br>in flight", "output": "output<br>tokens/s",
                 "cache": "share of<br>KV cache", "power": "power (W)", "utilization": "GPU use (%)",
