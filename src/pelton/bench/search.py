@@ -14,7 +14,7 @@ from pelton.bench.options import SearchOptions
 from pelton.bench.results import CellResult, LoadSpec, SearchResult, SearchStep
 
 CUT_SHORT = ("the time budget was spent", "interrupted")  # reasons to stop that say nothing about the level
-MIN_SERVED_SHARE = 0.95  # of the requests that arrive; a server that answers fewer a second falls behind for good
+MIN_SERVED_PERCENT = 95.0  # of the requests that arrive; a server that answers fewer falls behind for good
 LEAST_SHARE_OF_START = 1 / 64  # how far below its start a search for a rate goes before it gives up
 
 
@@ -56,9 +56,11 @@ def judge(cell: CellResult, options: SearchOptions) -> tuple[bool, str]:
     if cell.stop_reason is not None:
         return False, cell.stop_reason
     if cell.load.kind != "closed":
-        served, offered = cell.value("request_throughput") or 0.0, cell.load.rate
-        if served < MIN_SERVED_SHARE * offered:
-            return False, f"{served:.4g} of {offered:.4g} requests a second were served"
+        served = cell.value("served_share")
+        if served is None:
+            return False, cell.metrics["served_share"].withheld or "nobody knows what was served"
+        if served < MIN_SERVED_PERCENT:
+            return False, f"{served:.4g} % of the load was served, the rest queued"
     if options.goodput is not None:
         share, wanted = cell.value("attainment"), options.attainment
         if share is None:

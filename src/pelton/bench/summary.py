@@ -29,8 +29,8 @@ def summarize(cell: CellResult, measured: Sequence[RequestRecord], *, analysis: 
     What was asked for, what the client process did and why the cell stopped are kept as they are.
     """
     windows = find_windows(cell.load, measured)
-    sample = Sample(measured, cell.is_stream, windows=windows, analysis=analysis, series=series,
-                    series_missing=series_missing)
+    sample = Sample(measured, cell.is_stream, is_open_loop=cell.load.kind != "closed", windows=windows,
+                    analysis=analysis, series=series, series_missing=series_missing)
     if measured and not cell.has_fixed_sizes:
         cell = msgspec.structs.replace(
             cell, requested_prompt_tokens=round(fmean(r.requested_prompt_tokens for r in measured)),

@@ -37,6 +37,8 @@ class Sample:
     analysis: Analysis = NO_ANALYSIS
     series: Sequence[Series] = ()
     series_missing: Sequence[str] = ()
+    is_open_loop: bool = False
+    """Whether requests came whatever the server did."""
     origin: Origin = "sent"
     """Where a latency begins: when the request was handed to the socket, or when the load's plan wanted it sent."""
 
