@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import random
@@ -18,7 +17,6 @@ from pelton.bench.load.sessions import Conversation, hold
 from pelton.bench.load.shapes import Shape
 from pelton.bench.load.tally import LoadResult, OnEnd, Tally
 from pelton.bench.prompts import Prompt, PromptFactory
-from pelton.bench.protocols.openai import read_answer
 from pelton.bench.target import Target
 
 
@@ -116,12 +114,11 @@ class _Maker:
             request=self._request(prompt, last.requested_output_tokens))
 
     def read(self, exchange: Exchange) -> str | None:
-        answer = read_answer(exchange, stream=self._is_stream)
+        answer = self._target.dialect.read(exchange, stream=self._is_stream)
         return None if answer.failure is not None else answer.text
 
     def _request(self, prompt: Prompt, output_tokens: int) -> bytes:
-        dialect = dataclasses.replace(self._target.dialect, output_tokens=output_tokens)
-        return self._target.client.build("POST", dialect.route, dialect.body(prompt, stream=self._is_stream))
+        return self._target.request(prompt, output_tokens=output_tokens, stream=self._is_stream)
 
     def _count(self, messages: list[dict[str, str]]) -> int:
         return len(self._target.tokenizer.encode_chat(messages))

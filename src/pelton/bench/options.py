@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pelton.bench.analysis import AnalysisOptions, WatchOptions
 from pelton.bench.load.options import DEFAULT_NUM_REQUESTS, LoadOptions, require, require_list
 from pelton.bench.prompts.lengths import Lengths
 from pelton.bench.prompts.options import PromptOptions
+from pelton.bench.protocols.fields import read_fields
 from pelton.bench.results import LoadSpec
 
 SEARCH_SECONDS = 10.0
 FORMATS = ("html", "markdown", "svg", "png", "json", "csv")
 Endpoint = Literal["chat", "completions"]
+ProtocolName = Literal["auto", "openai", "triton", "kserve", "ollama"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,12 @@ class TargetOptions:
     """Name of the served model; none: the only one that /v1/models lists."""
     endpoint: Endpoint = field(default="chat", metadata={"aliases": ("--endpoint-type",)})
     """Route to measure: chat completions (prompt sizes include the chat template) or completions."""
+    protocol: ProtocolName = field(default="auto", metadata={"aliases": ("--service-kind",)})
+    """openai: vLLM, SGLang, trtllm-serve, llama.cpp, Ollama, Pelton; triton: Triton's generate extension; kserve:
+    KServe v2's infer over HTTP (whole answers only); ollama: Ollama's own API; auto: openai, or triton where the server
+    has no such routes."""
+    extra_inputs: str | None = None
+    """Further fields of every request: NAME:VALUE joined by commas, or a JSON object."""
     tokenizer: str | None = None
     """Directory with the served model's tokenizer.json, or pelton-tiny; none: asked of the server (Pelton only)."""
     token_ids: bool = False
@@ -50,6 +58,16 @@ class TargetOptions:
     """json is the same as the option json."""
 
     @property
+    def extra_fields(self) -> dict[str, Any]:
+        """extra_inputs, read."""
+        return read_fields("extra_inputs", self.extra_inputs)
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the protocol has streams."""
+        return self.protocol != "kserve"
+
+    @property
     def prints_json(self) -> bool:
         return self.json or self.output_format == "json"
 
@@ -59,6 +77,7 @@ class TargetOptions:
                  "0 or more")
         require(math.isfinite(self.request_timeout) and self.request_timeout > 0, "request_timeout",
                  self.request_timeout, "above 0 seconds")
+        _ = self.extra_fields
         require(not self.token_ids or self.endpoint == "completions", "token_ids", self.token_ids,
                  "off unless endpoint is completions (chat takes no token ids)")
 

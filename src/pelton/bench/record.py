@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pelton.bench.client import Exchange
 from pelton.bench.load.plan import Planned
-from pelton.bench.protocols.openai import read_answer
 from pelton.bench.results import RequestRecord
 from pelton.bench.target import Target
 
@@ -12,7 +11,7 @@ from pelton.bench.target import Target
 def make_record(planned: Planned, exchange: Exchange, target: Target, *, cell: str, trial: int, is_stream: bool,
                 epoch_ns: int) -> RequestRecord:
     """Reads the exchange's bytes; times are since `epoch_ns`, the beginning of the run."""
-    answer = read_answer(exchange, stream=is_stream)
+    answer = target.dialect.read(exchange, stream=is_stream)
     failure = None if exchange.was_cancelled else answer.failure
 
     def since_epoch(stamp_ns: int | None) -> int | None:

@@ -408,7 +408,12 @@ class TargetInfo(Record, kw_only=True):
 
     url: str
     model: str
+    protocol: str = "openai"
+    """openai, triton, kserve or ollama."""
     endpoint: str
+    """chat or completions; generate or infer for Triton's models."""
+    extra_inputs: dict[str, Any] = {}
+    """Fields added to every request."""
     sends_token_ids: bool
     tokenizer: str
     """Directory the client's tokenizer was read from."""
@@ -417,7 +422,7 @@ class TargetInfo(Record, kw_only=True):
     """Tokens the chat template (or a leading BOS) adds to every prompt, as the server counts."""
     frame_correction_tokens: int
     """Server's count minus the client's, constant over prompt sizes; prompts were sized by it."""
-    output_control: Literal["ignore_eos+min_tokens", "ignore_eos", "max_tokens"]
+    output_control: Literal["ignore_eos+min_tokens", "ignore_eos", "min_tokens", "max_tokens"]
     """Fields by which the output length was asked for."""
     reports_usage: bool
     reports_stream_usage: bool

@@ -17,5 +17,6 @@ def run_serve(options: ServeOptions) -> int:
     specs = [CellSpec(load=load, **options.contents()[0].fields,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
                       is_stream=is_stream, session=session_of(options), cancellation_delay_s=options.cancellation_delay)
-             for is_stream in (False, True) for load in options.loads(options.concurrency)]
+             for is_stream in ((False, True) if options.can_stream else (False,))
+             for load in options.loads(options.concurrency)]
     return measure("serve", options, FixedAgenda(specs, num_trials=options.num_trials))

@@ -32,10 +32,11 @@ def sweep_specs(options: SweepOptions) -> list[CellSpec]:
         trace = read_trace(Path(options.trace).expanduser())[: options.num_requests]
         prompt_tokens, output_tokens = (round(sum(sizes) / len(trace)) for sizes in (
             [r.prompt_tokens for r in trace], [r.output_tokens for r in trace]))
-        return [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens, is_stream=True,
+        return [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+                         is_stream=options.can_stream,
                          num_warmup=options.num_warmup or 0, trace=trace,
                          cancellation_delay_s=options.cancellation_delay) for load in loads]
-    specs = [CellSpec(load=load, **content.fields, is_stream=True,
+    specs = [CellSpec(load=load, **content.fields, is_stream=options.can_stream,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
                       session=session_of(options), cancellation_delay_s=options.cancellation_delay)
              for load, content in itertools.product(loads, options.contents())]

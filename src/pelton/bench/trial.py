@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -143,10 +142,9 @@ class _Sender:
         target = self._target
         prompt = self._texts.make(shape.prompt_tokens, entry=shape.entry, blocks=shape.blocks)
         num_tokens = prompt.num_tokens + target.info.frame_correction_tokens
-        dialect = dataclasses.replace(target.dialect, output_tokens=shape.output_tokens)
         return Planned(
             index=shape.index, is_warmup=shape.is_warmup, due_ns=shape.due_ns, stage=shape.stage,
-            request=target.client.build("POST", dialect.route, dialect.body(prompt, stream=self._spec.is_stream)),
+            request=target.request(prompt, output_tokens=shape.output_tokens, stream=self._spec.is_stream),
             requested_prompt_tokens=shape.prompt_tokens or num_tokens, requested_output_tokens=shape.output_tokens,
             client_prompt_tokens=num_tokens, prefix_tokens=max(shape.prefix_tokens, prompt.prefix_tokens),
             cancel_after_events=shape.cancel_after_events, cancel_after_ns=shape.cancel_after_ns)

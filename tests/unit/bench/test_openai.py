@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 
 from pelton.bench.client import Exchange, Failure
 from pelton.bench.framing import Response
-from pelton.bench.prompts import Prompt
-from pelton.bench.protocols.openai import Dialect, error_text, read_answer
+from pelton.bench.prompts.prompt import Prompt
+from pelton.bench.protocols.answer import error_text
+from pelton.bench.protocols.fields import read_fields
+from pelton.bench.protocols.openai import OpenAIDialect
 from pelton.bench.protocols.sse import read_events
+from pelton.errors import ConfigError
 
+DIALECT = OpenAIDialect(model="m", endpoint="chat", temperature=0.5)
 STREAM = {"content-type": "text/event-stream; charset=utf-8"}
 
 
@@ -63,7 +67,7 @@ def test_several_data_lines_are_one_event():
 
 
 def test_stream_counts_only_chunks_with_text():
-    answer = read_answer(exchange(delta("", role="assistant"), delta("Hi"), delta(" there"), delta(None, "length"),
+    answer = DIALECT.read(exchange(delta("", role="assistant"), delta("Hi"), delta(" there"), delta(None, "length"),
                                   USAGE, DONE, headers=STREAM), stream=True)
     assert answer.failure is None
     assert answer.content_ns == [2, 3]
@@ -73,7 +77,7 @@ def test_stream_counts_only_chunks_with_text():
 
 
 def test_reasoning_is_generated_text():
-    answer = read_answer(exchange(delta(None, reasoning_content="Hm"), delta("Yes", "stop"), DONE, headers=STREAM),
+    answer = DIALECT.read(exchange(delta(None, reasoning_content="Hm"), delta("Yes", "stop"), DONE, headers=STREAM),
                          stream=True)
     assert answer.content_ns == [1, 2]
 
@@ -81,7 +85,7 @@ def test_reasoning_is_generated_text():
 def test_completions_stream():
     pieces = [event(choices=[{"text": "a", "finish_reason": None}]), event(choices=[{"text": "b",
                                                                                      "finish_reason": "stop"}]), DONE]
-    answer = read_answer(exchange(*pieces, headers=STREAM), stream=True)
+    answer = DIALECT.read(exchange(*pieces, headers=STREAM), stream=True)
     assert (answer.text, answer.content_ns, answer.failure) == ("ab", [1, 2], None)
 
 
@@ -97,19 +101,19 @@ def test_completions_stream():
     (exchange(b'{"error": {"message": "busy"}}', status=503), "http_503"),
     (exchange(delta("a"), headers=STREAM, failure=Failure("timeout", "late")), "timeout")])
 def test_streams_that_fail(made, kind):
-    assert read_answer(made, stream=True).failure.kind == kind
+    assert DIALECT.read(made, stream=True).failure.kind == kind
 
 
 def test_whole_answer():
     body = {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 5, "completion_tokens": 1}}
-    answer = read_answer(exchange(msgspec.json.encode(body)), stream=False)
+    answer = DIALECT.read(exchange(msgspec.json.encode(body)), stream=False)
     assert (answer.text, answer.prompt_tokens, answer.output_tokens, answer.failure) == ("Hi", 5, 1, None)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": 3}]}', b"\xff"])
 def test_whole_answers_that_are_none(body):
-    assert read_answer(exchange(body), stream=False).failure.kind == "malformed"
+    assert DIALECT.read(exchange(body), stream=False).failure.kind == "malformed"
 
 
 @pytest.mark.parametrize(("body", "text"), [
@@ -120,12 +124,54 @@ def test_error_text_is_one_line(body, text):
 
 
 def test_bodies_say_what_was_agreed():
-    dialect = Dialect(model="m", endpoint="chat", output_tokens=8, temperature=0.5)
-    body = msgspec.json.decode(dialect.body(Prompt("hello", None, 5), stream=True))
+    body = msgspec.json.decode(DIALECT.body(Prompt("hello", None, 5), output_tokens=8, stream=True))
     assert body == {"model": "m", "max_tokens": 8, "temperature": 0.5, "stream": True, "ignore_eos": True,
                     "min_tokens": 8, "messages": [{"role": "user", "content": "hello"}],
                     "stream_options": {"include_usage": True}}
-    plain = Dialect(model="m", endpoint="completions", output_tokens=8, temperature=0.0, output_control="max_tokens",
-                    asks_stream_usage=False)
-    body = msgspec.json.decode(plain.body(Prompt("", [1, 2], 2), stream=True))
-    assert body == {"model": "m", "max_tokens": 8, "temperature": 0.0, "stream": True, "prompt": [1, 2]}
+    plain = OpenAIDialect(model="m", endpoint="completions", temperature=0.0, output_control="max_tokens",
+                          asks_stream_usage=False, extra={"cache_prompt": False})
+    body = msgspec.json.decode(plain.body(Prompt("", [1, 2], 2), output_tokens=8, stream=True))
+    assert body == {"model": "m", "max_tokens": 8, "temperature": 0.0, "stream": True, "prompt": [1, 2],
+                    "cache_prompt": False}
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    body = msgspec.json.decode(DIALECT.body(Prompt("", None, 9, messages), output_tokens=8, stream=False))
+    assert body["messages"] == messages
+
+
+@pytest.mark.parametrize(("timings", "usage", "counts"), [
+    ({"cache_n": 3, "prompt_n": 4, "predicted_n": 2}, None, (7, 2, 3)),
+    ({"cache_n": 3, "prompt_n": 4, "predicted_n": 2}, {"prompt_tokens": 8, "completion_tokens": 5}, (8, 5, 3)),
+    ({"prompt_n": 4, "predicted_n": 2}, None, (None, 2, None))])
+def test_llama_cpps_timings_fill_in_for_usage(timings, usage, counts):
+    answer = DIALECT.read(exchange(delta("a"), event(choices=[], usage=usage, timings=timings), DONE, headers=STREAM),
+                          stream=True)
+    assert (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens) == counts
+
+
+def test_running_counts_with_each_chunk_do_not_lose_the_cached_tokens():
+    answer = DIALECT.read(exchange(
+        event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 1, "prompt_tokens_details": {
+            "cached_tokens": 4}}),
+        event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": None}), DONE,
+        headers=STREAM), stream=True)
+    assert (answer.output_tokens, answer.cached_tokens) == (2, 4)
+
+
+def test_kinds_of_text_have_their_own_first_stamps():
+    answer = DIALECT.read(exchange(delta("", role="assistant"), delta(None, reasoning="Hm"), delta("Yes", "stop"), DONE,
+                                   headers=STREAM), stream=True)
+    assert (answer.first_chunk_ns, answer.first_reasoning_ns, answer.first_content_ns) == (1, 2, 3)
+    assert (answer.text, answer.num_chunks) == ("HmYes", 3)
+
+
+@pytest.mark.parametrize(("text", "fields"), [
+    (None, {}), ("a:1,b:false, c:x y", {"a": 1, "b": False, "c": "x y"}), ('{"s": {"t": true}}', {"s": {"t": True}}),
+    ("url:http://x", {"url": "http://x"})])
+def test_extra_fields(text, fields):
+    assert read_fields("extra_inputs", text) == fields
+
+
+@pytest.mark.parametrize("text", ["a", "a:1,b", '{"a": ', ":1"])
+def test_extra_fields_that_are_none(text):
+    with pytest.raises(ConfigError, match=r"^extra_inputs"):
+        read_fields("extra_inputs", text)

@@ -1,1 +1,1 @@
-"""Protocols: how a prompt becomes a request body and an answer becomes tokens and stamps. One file each."""
+"""How a prompt becomes a request and an answer becomes text, stamps and counts. One file per protocol."""
