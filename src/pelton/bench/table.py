@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pelton.bench.audit import verdicts
 from pelton.bench.results import CellResult, Distribution, Finding, OfflineResult, RunResult, SearchResult
 
+VERDICT_STYLES = {"failed": "bold red", "with care": "yellow", "sound": "green"}
 SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
 PERCENTS = (50, 95, 99)
 PIPE_WIDTH = 110
@@ -44,34 +46,36 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def whole_table(cells: Sequence[CellResult]) -> Table:
-    """Answers without streaming: latency, tokens and rates."""
+def whole_table(cells: Sequence[CellResult], found: Mapping[str, str]) -> Table:
+    """Answers without streaming: latency, tokens, rates, and the verdict found on each cell."""
     table = _table("Whole answers, no streaming",
                    ("prompt\ntokens", "output\ntokens", "in flight\nmean / of", "latency ms\nP50", "\nP95", "\nP99",
-                    "tok/s each\nP50", "output\ntok/s", "input\ntok/s", "\nfailed"))
+                    "tok/s each\nP50", "output\ntok/s", "input\ntok/s", "\nfailed", "\naudit"))
     for cell in cells:
         latency = cell.distribution("e2e_latency")
         table.add_row(*_sizes(cell), _in_flight(cell), *(_percentile(latency, p) for p in PERCENTS),
                       _percentile(cell.distribution("request_output_rate"), 50),
-                      number(cell.value("output_throughput")), number(cell.value("input_throughput")), _failed(cell))
+                      number(cell.value("output_throughput")), number(cell.value("input_throughput")), _failed(cell),
+                      _verdict(found[cell.id]))
     return table
 
 
-def stream_table(cells: Sequence[CellResult]) -> Table:
-    """Streamed answers: first token, gaps and decode time."""
+def stream_table(cells: Sequence[CellResult], found: Mapping[str, str]) -> Table:
+    """Streamed answers: first token, gaps, decode time, and the verdict found on each cell."""
     table = _table("Streaming",
                    ("prompt\ntokens", "output\ntokens", "in flight\nmean / of", "TTFT ms\nP50", "\nP95", "\nP99",
-                    "ITL ms\nP50", "\nP95", "decode ms\nP50", "output\ntok/s", "\nfailed"))
+                    "ITL ms\nP50", "\nP95", "decode ms\nP50", "output\ntok/s", "\nfailed", "\naudit"))
     for cell in cells:
         ttft, itl = cell.distribution("ttft"), cell.distribution("itl")
         table.add_row(*_sizes(cell), _in_flight(cell), *(_percentile(ttft, p) for p in PERCENTS),
                       _percentile(itl, 50), _percentile(itl, 95), _percentile(cell.distribution("decode_time"), 50),
-                      number(cell.value("output_throughput")), _failed(cell))
+                      number(cell.value("output_throughput")), _failed(cell), _verdict(found[cell.id]))
     return table
 
 
 def _in_flight(cell: CellResult) -> str:
-    return f"{number(cell.value('in_flight_requests'))} / {'–' if cell.concurrency is None else cell.concurrency:>3}"
+    """Measured in flight, and the load asked for: 8 in flight, or r2.5 requests a second."""
+    return f"{number(cell.value('in_flight_requests'))} / {cell.load.key.removeprefix('c'):>3}"
 
 
 def _sizes(cell: CellResult) -> tuple[str, str]:
@@ -84,6 +88,11 @@ def _sizes(cell: CellResult) -> tuple[str, str]:
         text = number(None if found is None else found.p50)
         texts.append(text if is_as_asked else f"[yellow]{text}![/yellow]")
     return texts[0], texts[1]
+
+
+def _verdict(verdict: str) -> str:
+    style = VERDICT_STYLES[verdict]
+    return f"[{style}]{verdict}[/{style}]"
 
 
 def _failed(cell: CellResult) -> str:
@@ -112,10 +121,11 @@ def print_result(console: Console, result: RunResult) -> None:
                   f"{result.duration_s:.1f} s" + ("" if result.status == "complete" else " [yellow](partial)[/yellow]"),
                   highlight=False)
     ordered = sorted(result.cells, key=lambda c: (c.requested_prompt_tokens, c.load.order))
+    found = verdicts(result)
     for is_stream, make in ((False, whole_table), (True, stream_table)):
         if cells := [c for c in ordered if c.is_stream == is_stream]:
             console.print()
-            console.print(make(cells))
+            console.print(make(cells, found))
     if any(d.missing.get("p95") for c in result.cells if (d := c.distribution("e2e_latency")) is not None):
         console.print("[dim]– under P95 or P99: too few samples; the audit says how many more[/dim]")
     console.print()
