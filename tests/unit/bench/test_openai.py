@@ -157,6 +157,12 @@ def test_running_counts_with_each_chunk_do_not_lose_the_cached_tokens():
     assert (answer.output_tokens, answer.cached_tokens) == (2, 4)
 
 
+def test_an_answer_without_text_is_no_failure():
+    answer = DIALECT.read(exchange(delta("", role="assistant"), delta(None, "stop"), USAGE, DONE, headers=STREAM),
+                          stream=True)
+    assert (answer.failure, answer.text, answer.content_ns, answer.num_chunks) == (None, "", [], 3)
+
+
 def test_kinds_of_text_have_their_own_first_stamps():
     answer = DIALECT.read(exchange(delta("", role="assistant"), delta(None, reasoning="Hm"), delta("Yes", "stop"), DONE,
                                    headers=STREAM), stream=True)

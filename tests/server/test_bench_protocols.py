@@ -1,0 +1,169 @@
+"""Protocols other than OpenAI's, from the first look at a server to the records, against stand-ins for each dialect."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from helpers import dialect_servers
+from helpers.tokenizers import write_tokenizer
+
+from pelton.bench.files import read_result
+from pelton.bench.options import ServeOptions, SweepOptions
+from pelton.bench.serve import run_serve
+from pelton.bench.sweep import run_sweep
+from pelton.errors import ConfigError, ServerError
+from pelton.tokenizer.tokenizer import Tokenizer
+
+TINY = Path(str(files("pelton") / "models_data" / "pelton-tiny"))
+TOKENIZER = Tokenizer.from_dir(TINY)
+
+
+def count(text):
+    return len(TOKENIZER.encode(text))
+
+
+def triton(backend):
+    return dialect_servers.serve(dialect_servers.triton(backend), count)
+
+
+def ollama():
+    return dialect_servers.serve(dialect_servers.ollama(lambda messages: len(TOKENIZER.encode_chat(messages))), count)
+
+
+def run(made, folder, *, command=run_sweep, kind=SweepOptions, **options):
+    fields = {"concurrency": (2,), "prompt_tokens": ("30",), "output_tokens": ("6",), "num_requests": 6,
+              "num_warmup": 1, "output_dir": str(folder), "calibrate": False, "request_timeout": 20.0, "tokenizer": "pelton-tiny",
+              **options}
+    assert command(kind(url=made.url, **fields)) == 0
+    return read_result(folder / "results.json")
+
+
+def names(result):
+    return {f.name for f in result.findings}
+
+
+@pytest.mark.parametrize(("backend", "control"), [("trtllm", "min_tokens"), ("vllm", "ignore_eos+min_tokens"),
+                                                  ("plain", "max_tokens")])
+def test_triton_streams(tmp_path, backend, control):
+    with triton(backend) as made:
+        result = run(made, tmp_path)
+    target = result.target
+    assert (target.protocol, target.endpoint, target.model) == ("triton", "generate", "ensemble")
+    assert target.output_control == control
+    assert target.reports_stream_usage == (backend != "plain")
+    for record in result.requests:
+        assert record.error is None
+        assert record.client_prompt_tokens == record.requested_prompt_tokens == 30
+        assert record.server_prompt_tokens == (None if backend == "plain" else 30)
+        assert record.num_chunks == len(record.content_us) == (2 if backend == "plain" else 6)
+        assert record.finish_reason == ("length" if backend == "vllm" else None)
+    if backend != "plain":
+        assert {(r.output_tokens, r.output_tokens_source) for r in result.requests} == {(6, "server")}
+    assert ("output_lengths_differ" in names(result)) == (backend == "plain")
+
+
+@pytest.mark.parametrize("backend", ["trtllm", "vllm"])
+@pytest.mark.parametrize("protocol", ["triton", "kserve"])
+def test_whole_answers_of_triton_and_kserve(tmp_path, backend, protocol):
+    with triton(backend) as made:
+        result = run(made, tmp_path, command=run_serve, kind=ServeOptions, protocol=protocol, prompt_tokens="30",
+                     output_tokens="6")
+    assert [c.is_stream for c in result.cells] == ([False, True] if protocol == "triton" else [False])
+    assert {(r.server_prompt_tokens, r.output_tokens, r.error) for r in result.requests} == {(30, 6, None)}
+    assert result.target.protocol == protocol
+    assert ("inputs" in made.bodies[-1]) == (protocol == "kserve")
+
+
+def test_open_ended_output_is_open_ended_in_every_backend(tmp_path):
+    for backend in ("trtllm", "vllm"):
+        with triton(backend) as made:
+            result = run(made, tmp_path / backend, fixed_output=False)
+        assert result.target.output_control == "max_tokens"
+        assert {r.output_tokens for r in result.requests} == {dialect_servers.NATURAL_LENGTH}
+
+
+def test_tritons_model_can_be_named_and_must_generate(tmp_path):
+    with triton("trtllm") as made:
+        assert run(made, tmp_path, model="ensemble").target.model == "ensemble"
+        for model in ("preprocessing", "nothing"):
+            with pytest.raises(ConfigError, match=f"model '{model}' is not served at .* or takes no text_input"):
+                run(made, tmp_path, model=model, protocol="triton")
+        with pytest.raises(ConfigError, match="token_ids must be off"):
+            run(made, tmp_path, protocol="triton", token_ids=True, endpoint="completions")
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_ollamas_own_api(tmp_path, endpoint):
+    with ollama() as made:
+        result = run(made, tmp_path, protocol="ollama", model="tiny", endpoint=endpoint, extra_inputs="keep_alive:5m")
+    assert (result.target.protocol, result.target.model, result.target.output_control) == ("ollama", "tiny:latest",
+                                                                                          "max_tokens")
+    assert result.target.extra_inputs == {"keep_alive": "5m"}
+    assert all(body["keep_alive"] == "5m" for body in made.bodies)
+    for record in result.requests:
+        assert (record.server_prompt_tokens, record.output_tokens, record.finish_reason) == (30, 6, "length")
+        assert len(record.content_us) == 6
+        assert record.num_chunks == 7
+    whole = run_whole(tmp_path)
+    assert {(r.server_prompt_tokens, r.output_tokens) for r in whole.requests} == {(30, 6)}
+
+
+def run_whole(folder):
+    with ollama() as made:
+        return run(made, folder / "whole", command=run_serve, kind=ServeOptions, protocol="ollama", prompt_tokens="30",
+                   output_tokens="6")
+
+
+def is_measured(body):
+    """Probes ask for two tokens."""
+    return "6" in str({name: value for name, value in body.items() if name not in ("text_input", "messages", "prompt")})
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("500", "http_500"), ("drop", "dropped"), ("malformed", "malformed"),
+                                             ("error", "stream_error")])
+@pytest.mark.parametrize("server", ["triton", "ollama"])
+def test_single_failures_are_counted_by_kind_and_the_rest_is_kept(tmp_path, server, fault, kind):
+    with triton("trtllm") if server == "triton" else ollama() as made:
+        made.fault = lambda number, body: fault if is_measured(body) and number % 4 == 0 else None
+        result = run(made, tmp_path, protocol=server, num_requests=12)
+    failed = [r for r in result.requests if r.error is not None]
+    assert {r.error for r in failed} == {kind}
+    assert 2 <= len(failed) <= 4
+    assert len(result.requests) == 13
+    assert "requests_failed" in names(result)
+
+
+@pytest.mark.parametrize(("fault", "line"), [
+    ("500", "http_500"), ("hang", "hung: no full answer within 0.2 s"), ("malformed", "malformed"),
+    ("drop", "dropped")])
+@pytest.mark.parametrize("protocol", ["triton", "kserve", "ollama"])
+def test_servers_that_never_work_are_one_line(tmp_path, protocol, fault, line):
+    with ollama() if protocol == "ollama" else triton("trtllm") as made:
+        made.fault = lambda number, body: fault
+        with pytest.raises(ServerError, match=line):
+            run(made, tmp_path, protocol=protocol, request_timeout=0.2)
+
+
+@pytest.mark.parametrize("server", ["triton", "ollama"])
+def test_answers_without_text_are_noticed(tmp_path, server):
+    with triton("trtllm") if server == "triton" else ollama() as made:
+        made.fault = lambda number, body: "empty" if is_measured(body) else None
+        result = run(made, tmp_path, protocol=server)
+    assert {r.error for r in result.requests} == {None}
+    assert {"first_token_invisible", "output_lengths_differ"} <= names(result)
+    assert all(c.distribution("ttft") is None for c in result.cells)
+
+
+@pytest.mark.parametrize("protocol", ["triton", "ollama"])
+def test_another_models_tokenizer_is_refused(tmp_path, protocol):
+    other = write_tokenizer(tmp_path / "other")
+    with ollama() if protocol == "ollama" else triton("trtllm") as made:
+        with pytest.raises(ConfigError, match="does not match the served model"):
+            run(made, tmp_path, protocol=protocol, tokenizer=str(other))
+
+
+def test_a_server_of_another_kind_is_told(tmp_path):
+    with ollama() as made, pytest.raises(ConfigError, match="does not list its models; give model"):
+        run(made, tmp_path, protocol="triton")
+    with triton("trtllm") as made, pytest.raises(ConfigError, match="lists no models; give model"):
+        run(made, tmp_path, protocol="ollama")
