@@ -79,6 +79,20 @@ def test_search_holds_cells_against_the_targets(tmp_path, limit_ms, best):
     assert (search.best, search.is_settled) == (best, True)
 
 
+def test_search_finds_the_rate_that_a_full_server_serves(tmp_path):
+    """Three slots and 100 ms an answer serve 30 requests a second."""
+    options = fields(tmp_path, prompt_tokens=(20,), num_warmup=2, num_requests=None, measurement_duration=0.8,
+                     search_for="request_rate", search_start=10.0, search_most=160.0, search_precision=0.5,
+                     arrivals="constant")
+    del options["concurrency"]
+    with serving(ttft_s=0.1, num_slots=3) as server:
+        assert run_search(SearchOptions(url=server.url, **options)) == 0
+    assert server.peak_in_flight == 3
+    search = read_result(tmp_path / "results.json").search
+    assert 20 <= search.best < 33
+    assert search.least_failed <= 40
+
+
 def test_search_finds_where_a_server_refuses(tmp_path, capsys):
     """The server answers at most five at a time and refuses the others."""
     made = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class Behaviour:
     """Request body -> prompt tokens, for usage."""
     num_output: Callable[[dict[str, Any]], int] = lambda body: body.get("max_tokens", 16)
     """Request body -> tokens to generate."""
+    num_slots: int | None = None
+    """Requests answered at a time; more wait in order, as at a server that is full. None: any number."""
     tokens_per_chunk: int = 1
     reports_usage: bool = True
     cached_tokens: int | None = None
@@ -86,6 +89,7 @@ class CalibrationServer:
         self.peak_in_flight = 0
         self.bodies: list[dict[str, Any]] = []
         self.connections: set[_Connection] = set()
+        self.waiting: deque[Callable[[], None]] = deque()
         self._server: asyncio.Server | None = None
         self.url = ""
 
@@ -94,6 +98,11 @@ class CalibrationServer:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), host, port, backlog=4096)
         self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    def next_waiting(self) -> None:
+        """Begins the answer that has waited longest for a slot."""
+        if self.waiting:
+            self.waiting.popleft()()
 
     async def close(self) -> None:
         """Stops listening and drops all connections."""
@@ -188,24 +197,31 @@ class _Connection(asyncio.Protocol):
         elif fault == "drop":
             self.abort()
         elif fault != "hang":
-            self._begin_answer()
             answer = _Answer(behaviour, body, is_chat=path.endswith("chat/completions"), fault=fault)
-            if body.get("stream"):
-                self._start_stream(answer)
+            if behaviour.num_slots is not None and server.num_in_flight >= behaviour.num_slots:
+                server.waiting.append(lambda: self._begin_answer(answer, is_stream=bool(body.get("stream"))))
             else:
-                due = self._loop.time() + behaviour.ttft_s + (answer.num_tokens - 1) * behaviour.itl_s
-                self._timer = self._loop.call_at(due, self._send_whole, answer)
+                self._begin_answer(answer, is_stream=bool(body.get("stream")))
 
-    def _begin_answer(self) -> None:
-        server = self._server
+    def _begin_answer(self, answer: _Answer, *, is_stream: bool) -> None:
+        server, behaviour = self._server, self._behaviour
+        if self._transport.is_closing():  # the client left while it waited
+            server.next_waiting()
+            return
         self._is_answering = True
         server.num_in_flight += 1
         server.peak_in_flight = max(server.peak_in_flight, server.num_in_flight)
+        if is_stream:
+            self._start_stream(answer)
+        else:
+            due = self._loop.time() + behaviour.ttft_s + (answer.num_tokens - 1) * behaviour.itl_s
+            self._timer = self._loop.call_at(due, self._send_whole, answer)
 
     def _end_answer(self) -> None:
         if self._is_answering:
             self._is_answering = False
             self._server.num_in_flight -= 1
+            self._server.next_waiting()
 
     def _send_whole(self, answer: _Answer) -> None:
         self._end_answer()
