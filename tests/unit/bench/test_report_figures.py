@@ -34,8 +34,9 @@ def test_bins_hold_time_weighted_means(seed):
 
 
 def test_bins_hold_rates():
-    bins = Bins(0, 4_000_000, 4)
-    assert bins.rate([(0, 1.0), (1_500_000, 2.0), (1_600_000, 3.0), (4_000_000, 4.0), (4_000_001, 9.0)]) == [1, 5, 0, 4]
+    bins = Bins(1000, 4_001_000, 4)
+    assert bins.rate([(1000, (0, 1_500_000), 1.0), (1_000_000, (1_000, 600_000), 2.0), (4_001_000, (0,), 4.0),
+                      (0, (0,), 9.0), (4_000_000, (1_500_000,), 9.0)]) == pytest.approx([1, 5, 0, 4])
 
 
 @pytest.mark.parametrize("count", [1, 5, MOST_SAMPLES_DRAWN, MOST_SAMPLES_DRAWN + 1, 5000])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -39,11 +39,17 @@ class Bins:
             steps[last] -= weight
         return [covered + part for covered, part in zip(accumulate(steps[:-1]), ends)]
 
-    def rate(self, events: Iterable[tuple[float, float]]) -> list[float]:
-        """Sum of the weights of the (time, weight) in each part, per second."""
-        sums = [0.0] * self.count
-        for at, weight in events:
-            if self.start_us <= at <= self.end_us:
-                sums[min(int((at - self.start_us) / self.width_us), self.count - 1)] += weight
-        seconds = self.width_us / 1e6
-        return [total / seconds for total in sums]
+    def rate(self, bursts: Iterable[tuple[int, Sequence[int], float]]) -> list[float]:
+        """Events per second in each part. A burst is (origin, times after it, weight of each event); there may be
+        millions of events."""
+        sums = [0.0] * (self.count + 1)
+        per_us, last = 1 / self.width_us, self.count
+        for origin, times, weight in bursts:
+            first = origin - self.start_us
+            for at in times:
+                place = (first + at) * per_us
+                if 0 <= place <= last:
+                    sums[int(place)] += weight
+        at_the_end = sums.pop()
+        sums[-1] += at_the_end
+        return [total * per_us * 1e6 for total in sums]

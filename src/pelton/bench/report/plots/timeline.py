@@ -85,14 +85,8 @@ def _figure(part: Part, series: Sequence[Series], num_bins: int) -> Figure:
 
 def _output_rate(records: Sequence[RequestRecord], bins: Bins) -> list[float]:
     """Output tokens per second: a request's tokens are dealt out evenly over its chunks, or come at its end."""
-    arrivals = []
-    for r in records:
-        if r.content_us:
-            weight = r.output_tokens / len(r.content_us)
-            arrivals += [(r.sent_us + at, weight) for at in r.content_us]
-        elif r.is_ok:
-            arrivals.append((r.end_us, r.output_tokens))
-    return bins.rate(arrivals)
+    return bins.rate([(r.sent_us, r.content_us, r.output_tokens / len(r.content_us)) if r.content_us
+                      else (r.end_us, (0,), float(r.output_tokens)) for r in records if r.content_us or r.is_ok])
 
 
 def _binned(name: str, series: int, bins: Bins, values: list[float]) -> Trace:
