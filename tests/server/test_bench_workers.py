@@ -16,6 +16,7 @@ from pelton.bench.files import read_result
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.options import SweepOptions
 from pelton.bench.sweep import run_sweep
+from pelton.bench.workers import crew
 from pelton.bench.workers.pool import WorkerPool
 from pelton.errors import PeltonError
 
@@ -51,6 +52,16 @@ def test_two_processes_measure_as_one(tmp_path, load):
         assert len(measured) == 21
     if "concurrency" in load:
         assert server.peak_in_flight == 5
+
+
+def test_a_client_that_is_too_busy_measures_again_from_more_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "MAX_CPU_SHARE", -1.0)
+    monkeypatch.setattr(crew, "most_workers", lambda host: 2)
+    cell, records, server = sweep(tmp_path, concurrency=(4,), num_requests=8, workers="auto")
+    assert (cell.client.num_workers, cell.num_done, cell.status) == (2, 8, "complete")
+    assert len(records) == 8 + 4
+    assert {r.worker for r in records} == {0, 1}
+    assert sum(body["max_tokens"] == 6 for body in server.bodies) == 2 * len(records)
 
 
 def test_never_more_processes_than_slots(tmp_path):
