@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pelton.bench.cell import CellSpec
 from pelton.bench.client import now_ns
 
-DECODE_COST_TOKENS = 8.0  # one decode step takes about as long as so many tokens of a prefill, before anything is known
+# One decode step takes about as long as so many tokens of a prefill, before anything is known: between the few of a CPU
+# and the few hundreds of a GPU.
+DECODE_COST_TOKENS = 64.0
 PRIOR_WEIGHT = 1e-3
 
 
