@@ -32,8 +32,8 @@ def ollama():
 
 def run(made, folder, *, command=run_sweep, kind=SweepOptions, **options):
     fields = {"concurrency": (2,), "prompt_tokens": ("30",), "output_tokens": ("6",), "num_requests": 6,
-              "num_warmup": 1, "output_dir": str(folder), "calibrate": False, "request_timeout": 20.0, "tokenizer": "pelton-tiny",
-              **options}
+              "num_warmup": 1, "output_dir": str(folder), "calibrate": False, "request_timeout": 20.0,
+              "tokenizer": "pelton-tiny", **options}
     assert command(kind(url=made.url, **fields)) == 0
     return read_result(folder / "results.json")
 
