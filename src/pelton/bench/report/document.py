@@ -45,7 +45,7 @@ def plot_section(plot: Plot) -> str:
     """A plot's place under its heading, with a list to pick from where it has several figures."""
     name = escape(plot.title, quote=True)
     options = "".join(f"<option>{escape(text)}</option>" for text in plot.figures)
-    picker = f'<label class="pick">shown: <select data-plot="{plot.id}">{options}</select></label>'
+    picker = f'<label class="pick">Show <select data-plot="{plot.id}">{options}</select></label>'
     return (f'<section><h2>{escape(plot.title)}</h2><p class="caption">{escape(plot.caption)}</p>'
             f'{picker if len(plot.figures) > 1 else ""}'
             f'<div class="plot" id="{plot.id}" role="img" aria-label="{name}"></div></section>')

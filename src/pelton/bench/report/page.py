@@ -1,17 +1,15 @@
-"""The report: one HTML file with its style, its data and plotly.js inside; it asks no network for anything."""
+"""The report of a result as one HTML file: findings first, then plots, tables, definitions and set-up."""
 
 from __future__ import annotations
 
 import datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
-import msgspec
-
+from pelton.bench.compare.workload import workload_hash
 from pelton.bench.files import write_atomic
 from pelton.bench.percentiles import RULE
-from pelton.bench.report.figure import Plot
+from pelton.bench.report.document import document, plot_section
 from pelton.bench.report.plots import make_plots
 from pelton.bench.report.tables import (
     cells_table,
@@ -28,10 +26,6 @@ from pelton.bench.report.tables import (
 from pelton.bench.report.view import ReportView
 from pelton.bench.results import RunResult
 
-# The page may run its own scripts and nothing else: a browser refuses any request it would make.
-POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
-          "font-src data:")
-
 
 def write_report(result: RunResult, path: Path) -> None:
     """Writes the report of a result.
@@ -44,42 +38,20 @@ def write_report(result: RunResult, path: Path) -> None:
 
 def render(result: RunResult) -> str:
     """The report as one HTML text."""
-    here = files("pelton.bench.report")
     view = ReportView(result)
     plots = make_plots(result)
-    figures = msgspec.json.encode({p.id: list(p.figures.values()) for p in plots}).decode().replace("</", "<\\/")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(result.target.model)}: benchmark report</title>
-<style>{(here / "page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{_header(result)}
-<section><h2>Audit</h2>{verdict_line(view)}{findings_list(result)}{verdicts_table(view) if view.cells else ""}</section>
-{"".join(_plot_section(p, result) for p in plots)}
-{_tables(view)}
-<section><h2>Definitions</h2><details><summary>{len(result.metrics)} metrics: formula, unit, meaning</summary>
-{definitions(result, RULE)}</details></section>
-{_setup(view)}
-</main>
-<script>{_plotly() if plots else ""}</script>
-<script type="application/json" id="figures">{figures}</script>
-<script>{(here / "page.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs().replace("</script", "<\\/script")
+    body = "\n".join((
+        _header(result),
+        f"<section><h2>Audit</h2>{verdict_line(view)}{findings_list(result)}"
+        f"{verdicts_table(view) if view.cells else ''}</section>",
+        *map(plot_section, plots),
+        "" if result.search is None else f"<section><h2>Search</h2>{search_steps(result.search)}</section>",
+        _tables(view),
+        "<section><h2>Definitions</h2><details>"
+        f"<summary>{len(result.metrics)} metrics: formula, unit, meaning</summary>"
+        f"{definitions(result, RULE)}</details></section>",
+        _setup(view)))
+    return document(f"{result.target.model}: benchmark report", body, plots)
 
 
 def _header(result: RunResult) -> str:
@@ -107,17 +79,6 @@ def _date(iso: str) -> str:
         return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC")
     except ValueError:
         return iso
-
-
-def _plot_section(plot: Plot, result: RunResult) -> str:
-    picker = ""
-    if len(plot.figures) > 1:
-        options = "".join(f"<option>{escape(name)}</option>" for name in plot.figures)
-        picker = f'<label class="pick">Show <select data-plot="{plot.id}">{options}</select></label>'
-    after = search_steps(result.search) if plot.id == "search" and result.search is not None else ""
-    return (f'<section><h2>{escape(plot.title)}</h2><p class="caption">{escape(plot.caption)}</p>{picker}'
-            f'<div class="plot" id="{plot.id}" role="img" aria-label="{escape(plot.title, quote=True)}"></div>{after}'
-            "</section>")
 
 
 def _tables(view: ReportView) -> str:
@@ -161,7 +122,9 @@ def _setup(view: ReportView) -> str:
         ("template", f"{target.template_tokens} tokens"), ("output length asked by", target.output_control),
         ("server reports usage", f"{yes[target.reports_usage]}; in streams {yes[target.reports_stream_usage]}"),
         ("prompts", f"{workload.prompts}; {'token ids' if target.sends_token_ids else 'text'}"),
-        ("workload", ", ".join(load.label for load in workload.loads[:12])),
+        ("loads", ", ".join(load.label for load in workload.loads[:12])),
+        ("tokens in, out", f"{', '.join(workload.prompt_tokens)}; {', '.join(workload.output_tokens)}"),
+        ("workload's hash", f"{workload_hash(result)} (equal for runs that were asked for the same)"),
         ("repeats of each cell", workload.num_trials),
         ("seed", workload.seed), ("temperature", workload.temperature),
         ("warm-up", "one request per slot" if workload.num_warmup is None else f"{workload.num_warmup} requests"),
