@@ -143,3 +143,29 @@ def test_wrong_prompts_are_refused_before_anything_is_measured(tmp_path, options
     with pytest.raises(ConfigError, match=problem):
         sweep(tmp_path, **options)
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_conversations_of_a_data_set_go_through_its_turns(tmp_path):
+    def log(*turns):
+        return {"conversations": [m for text in turns for m in ({"from": "human", "value": text},
+                                                                {"from": "gpt", "value": "Its own answer."})]}
+
+    data = write(tmp_path, log("One?", "Two?", "Three?"), log("Too short?"), log("Who?", "Where?", "Why?", "When?"))
+    result, bodies = sweep(tmp_path, prompt_data=data, prompt_tokens=("data",), session_turns=3, num_requests=6)
+    (cell,) = result.cells
+    assert (cell.num_done, cell.errors, cell.status) == (6, {}, "complete")
+    assert counted_as_asked(result)
+    turns = [[m["content"] for m in body["messages"] if m["role"] == "user"] for body in bodies]
+    last = sorted(texts for texts in turns if len(texts) == 3)
+    assert sorted([texts[0].split(" ", 1)[1], *texts[1:]] for texts in last) == [["One?", "Two?", "Three?"],
+                                                                             ["Who?", "Where?", "Why?"]]
+    answers = {m["content"] for body in bodies for m in body["messages"] if m["role"] == "assistant"}
+    assert "Its own answer." not in answers
+    with pytest.raises(ConfigError, match="no conversation has 5 turns"):
+        sweep(tmp_path, prompt_data=data, prompt_tokens=("data",), session_turns=5)
+
+
+def test_conversations_may_share_their_beginning(tmp_path):
+    result, _ = sweep(tmp_path, shared_prefix_tokens=20, session_turns=2)
+    assert {r.prefix_tokens for r in result.requests if r.turn == 0} == {20}
+    assert counted_as_asked(result)

@@ -1,11 +1,11 @@
-"""A cell of conversations: synthetic sessions, their requests, and the load that holds them."""
+"""A cell of conversations: their requests, and the load that holds them."""
 
 from __future__ import annotations
 
 import functools
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -16,7 +16,8 @@ from pelton.bench.load.run_load import drive
 from pelton.bench.load.sessions import Conversation, hold
 from pelton.bench.load.shapes import Shape
 from pelton.bench.load.tally import LoadResult, OnEnd, Tally
-from pelton.bench.prompts import Prompt, PromptFactory
+from pelton.bench.prompts import Prompt
+from pelton.bench.prompts.trial import TrialPrompts
 from pelton.bench.target import Target
 
 
@@ -31,38 +32,11 @@ class SessionSpec:
     """Mean of the exponential pause between an answer and the next turn; 0 for none."""
 
 
-class SyntheticSession:
-    """Random words from the user, the server's own answers between them."""
-
-    def __init__(self, prompts: PromptFactory, count: Callable[[list[dict[str, str]]], int], *, prompt_tokens: int,
-                 turn_tokens: int, num_turns: int) -> None:
-        """`count` gives the tokens of a conversation, template included, by the client's count."""
-        self._prompts = prompts
-        self._count = count
-        self._prompt_tokens = prompt_tokens
-        self._turn_tokens = turn_tokens
-        self._num_left = num_turns
-        self._messages: list[dict[str, str]] = []
-
-    def next_request(self, previous_answer: str | None) -> Prompt | None:
-        if not self._num_left:
-            return None
-        self._num_left -= 1
-        if previous_answer is None:
-            made = self._prompts.make(self._prompt_tokens)
-            self._messages = [{"role": "user", "content": made.text}]
-            return made
-        more = self._prompts.make(self._prompts.template_tokens + self._turn_tokens)
-        self._messages = [*self._messages, {"role": "assistant", "content": previous_answer},
-                          {"role": "user", "content": more.text}]
-        return Prompt(text="", token_ids=None, num_tokens=self._count(self._messages), messages=self._messages)
-
-
-async def run_conversations(session: SessionSpec, job: LoadJob, shapes: Iterable[Shape], target: Target, *,
-                            num_requests: int | None, is_stream: bool, seed: str,
+async def run_conversations(session: SessionSpec, job: LoadJob, shapes: Iterable[Shape], target: Target,
+                            texts: TrialPrompts, *, num_requests: int | None, is_stream: bool, seed: str,
                             on_end: OnEnd | None = None) -> LoadResult:
     """Holds the conversations that the shapes begin; `num_requests` cuts the last one short."""
-    maker = _Maker(session, target, is_stream, random.Random(f"{seed}/thinking"), num_requests)
+    maker = _Maker(session, target, texts, is_stream, random.Random(f"{seed}/thinking"), num_requests)
     conversations = (maker.make(shape) for shape in shapes)
     if num_requests is not None or job.concurrency is None:
         conversations = iter(list(conversations))
@@ -79,28 +53,31 @@ def num_sessions(num_requests: int | None, num_turns: int) -> int | None:
 class _Maker:
     """Makes conversations and their requests."""
 
-    def __init__(self, session: SessionSpec, target: Target, is_stream: bool, rng: random.Random,
+    def __init__(self, session: SessionSpec, target: Target, texts: TrialPrompts, is_stream: bool, rng: random.Random,
                  num_requests: int | None) -> None:
         self._session = session
         self._target = target
+        self._texts = texts
         self._is_stream = is_stream
         self._rng = rng
         self._num_requests = num_requests
 
     def make(self, shape: Shape) -> Conversation:
         """The conversation that a shape begins."""
-        spec, target = self._session, self._target
+        spec = self._session
         num_turns = spec.num_turns
         if self._num_requests is not None and not shape.is_warmup:
             num_turns = min(num_turns, self._num_requests - shape.index * spec.num_turns)
-        content = SyntheticSession(target.prompts, self._count, prompt_tokens=shape.prompt_tokens,
-                                   turn_tokens=spec.turn_tokens, num_turns=num_turns)
+        content = self._texts.make_session(shape.prompt_tokens, entry=shape.entry, num_turns=num_turns,
+                                           turn_tokens=spec.turn_tokens)
         prompt = content.next_request(None)
+        num_tokens = self._counted(prompt)
         name = f"{'warm-up ' if shape.is_warmup else ''}{shape.index}"
         first = Planned(index=shape.index * spec.num_turns, is_warmup=shape.is_warmup, stage=shape.stage, session=name,
                         turn=0, request=self._request(prompt, shape.output_tokens),
-                        requested_prompt_tokens=shape.prompt_tokens, requested_output_tokens=shape.output_tokens,
-                        client_prompt_tokens=self._counted(prompt))
+                        requested_prompt_tokens=shape.prompt_tokens or num_tokens,
+                        requested_output_tokens=shape.output_tokens, client_prompt_tokens=num_tokens,
+                        prefix_tokens=prompt.prefix_tokens)
         think_ns = [round(self._rng.expovariate(1 / spec.think_time_s) * 1e9) if spec.think_time_s else 0
                     for _ in range(spec.num_turns - 1)]
         return Conversation(content, shape.is_warmup, shape.due_ns, first, think_ns)
@@ -119,9 +96,6 @@ class _Maker:
 
     def _request(self, prompt: Prompt, output_tokens: int) -> bytes:
         return self._target.request(prompt, output_tokens=output_tokens, stream=self._is_stream)
-
-    def _count(self, messages: list[dict[str, str]]) -> int:
-        return len(self._target.tokenizer.encode_chat(messages))
 
     def _counted(self, prompt: Prompt) -> int:
         return prompt.num_tokens + self._target.info.frame_correction_tokens

@@ -47,9 +47,9 @@ class Target:
     hardware: HardwareFacts | None = None
     """What serves and what is served, where the server tells."""
 
-    def trial_prompts(self, content: Content, *, seed: str) -> TrialPrompts:
-        """The prompts of one trial of a cell."""
-        return TrialPrompts(self.prompts, self.material, content, seed=seed)
+    def trial_prompts(self, content: Content, *, seed: str, num_turns: int = 1) -> TrialPrompts:
+        """The prompts of one trial of a cell, whose conversations have so many turns."""
+        return TrialPrompts(self.prompts, self.material, content, seed=seed, num_turns=num_turns)
 
     def request(self, prompt: Prompt, *, output_tokens: int, stream: bool) -> bytes:
         """The bytes of one request."""

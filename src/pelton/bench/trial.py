@@ -82,7 +82,8 @@ class _Sender:
         self._means = means
         self._name = name
         self._job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
-        self._texts = target.trial_prompts(spec.content, seed=name)
+        num_turns = 1 if spec.session is None else spec.session.num_turns
+        self._texts = target.trial_prompts(spec.content, seed=name, num_turns=num_turns)
         load = spec.load
         if spec.session is not None:
             load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, spec.session.num_turns))
@@ -100,9 +101,9 @@ class _Sender:
 
     async def _converse(self) -> list[LoadResult]:
         await self._get_ready(self._job.concurrency or OPEN_CONNECTIONS)
-        return [await run_conversations(self._spec.session, self._job, self._shapes, self._target, seed=self._name,
-                                        on_end=self._means.on_end, num_requests=self._spec.load.num_requests,
-                                        is_stream=self._spec.is_stream)]
+        return [await run_conversations(self._spec.session, self._job, self._shapes, self._target, self._texts,
+                                        seed=self._name, on_end=self._means.on_end, is_stream=self._spec.is_stream,
+                                        num_requests=self._spec.load.num_requests)]
 
     async def _send_by_time(self) -> list[LoadResult]:
         """A closed loop of which nobody knows how many requests it takes."""

@@ -12,6 +12,7 @@ from pelton.bench.prompts.dataset import Entry
 from pelton.bench.prompts.factory import Draft, PromptFactory
 from pelton.bench.prompts.lengths import Lengths
 from pelton.bench.prompts.prompt import Prompt
+from pelton.bench.prompts.session import TurnSession
 from pelton.bench.prompts.source import DataSource, Material, RepeatSource, Source, SyntheticSource, TextSource
 from pelton.bench.prompts.vocabulary import flatten
 from pelton.bench.prompts.words import pieces_of
@@ -58,12 +59,24 @@ AS_SIZED = Content()
 class TrialPrompts:
     """Makes a trial's prompts; equal seeds make equal ones."""
 
-    def __init__(self, factory: PromptFactory, material: Material, content: Content, *, seed: str) -> None:
+    def __init__(self, factory: PromptFactory, material: Material, content: Content, *, seed: str,
+                 num_turns: int = 1) -> None:
+        """`num_turns` is how many turns an entry of a data set that is sent as it is must have.
+
+        Raises:
+            ConfigError: none has.
+        """
         self._factory = factory
         self._content = content
         self._seed = seed
         self._random = random.Random(f"{seed}/prompts")
         self._entries = material.entries or []
+        self._usable = range(len(self._entries))
+        if content.prompt_lengths is not None and content.prompt_lengths.kind == "data":
+            self._usable = [i for i in self._usable if len(self._entries[i].turns) >= num_turns - 1]
+            if not self._usable:
+                raise ConfigError(f"prompt_data: no conversation has {num_turns} turns of the user; lower "
+                                  "session_turns")
         self._source = _make_source(factory, material, content.spec, seed=f"{seed}/text")
         self._prefixes: dict[int, tuple[list[str], Sequence[int]]] = {}
         self._answer_tokens: dict[int, int] = {}
@@ -92,7 +105,7 @@ class TrialPrompts:
             ConfigError: the size is below the floor, or this tokenizer cannot make it exactly.
         """
         if self._source_is_data and entry is None:
-            entry = self._random.randrange(len(self._entries))
+            entry = self._random.choice(self._usable)
         if blocks:
             return self._make_of_blocks(num_tokens, blocks)
         if num_tokens == 0:
@@ -103,6 +116,17 @@ class TrialPrompts:
             more = functools.partial(self._factory.words.fillers, rng=random.Random(num_tokens))
         return self._factory.fit(num_tokens, lambda size: self._draft(size, entry), more=more,
                                  is_unique=self._source.is_unique)
+
+    def make_session(self, num_tokens: int, *, entry: int | None, num_turns: int, turn_tokens: int) -> TurnSession:
+        """A conversation that begins with such a prompt. One of a data set goes on with its own turns, any other with
+        random words of `turn_tokens` each."""
+        factory = self._factory
+        if num_tokens == 0:
+            later = iter(self._entries[entry].turns[: num_turns - 1])
+        else:
+            later = (factory.make(factory.template_tokens + turn_tokens).text for _ in range(num_turns - 1))
+        return TurnSession(self.make(num_tokens, entry=entry), later,
+                           lambda messages: factory.count_messages(messages) - factory.correction)
 
     def answer_tokens(self, entry: int) -> int:
         """Tokens that the data set asks for, or that its own answer has.
@@ -126,7 +150,7 @@ class TrialPrompts:
     def _shuffled_entries(self) -> Iterator[int | None]:
         rng = random.Random(f"{self._seed}/entries")
         while self._source_is_data:
-            yield from rng.sample(range(len(self._entries)), len(self._entries))
+            yield from rng.sample(self._usable, len(self._usable))
         while True:
             yield None
 
