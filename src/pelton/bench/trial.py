@@ -24,6 +24,7 @@ from pelton.bench.workers.pool import WorkerPool, join
 MIN_FAILURES_TO_STOP = 4
 LEAD_NS = 20_000_000  # from the end of the preparations to time 0 of an open loop
 MAX_PREPARED = 20_000  # requests of a closed loop that goes by time; later ones are made as they are needed
+SPARE = 4  # times the requests expected, for other processes cannot make more and the first request may be slow
 DEFAULT_MAX_IN_FLIGHT = 4096
 OPEN_CONNECTIONS = 32  # of an open loop, before it begins
 RAN_OUT = "the requests made beforehand ran out; give fewer workers or a number of requests"
@@ -110,7 +111,8 @@ class _Sender:
         pilot = await self._run_pilot()
         if pilot.was_cancelled:
             return [pilot]
-        prepared = [self._plan(shape) for shape in itertools.islice(self._shapes, _num_wanted(self._spec, pilot))]
+        num_wanted = _num_wanted(self._spec, pilot) * (SPARE if self._means.num_workers > 1 else 1)
+        prepared = [self._plan(shape) for shape in itertools.islice(self._shapes, min(num_wanted, MAX_PREPARED))]
         results = await self._send_all(prepared, more=map(self._plan, self._shapes))
         if len(results) > 1 and sum(len(result.sent) for result in results) >= len(prepared):
             results[0].stop_reason = results[0].stop_reason or RAN_OUT
@@ -164,7 +166,7 @@ def _num_wanted(spec: CellSpec, pilot: LoadResult) -> int:
     """Requests that a closed loop can get through in its time."""
     least_s = min(((e.end_ns - e.sent_ns) / 1e9 for _, e in pilot.sent if e.failure is None), default=1.0)
     wanted = spec.load.concurrency * (spec.load.duration_s / max(least_s, 1e-4) + 2)
-    return spec.num_warmup + min(round(wanted), MAX_PREPARED)
+    return spec.num_warmup + round(wanted)
 
 
 def _client_load(results: Sequence[LoadResult]) -> ClientLoad:
