@@ -133,7 +133,8 @@ def bench(argv: list[str]) -> int:
     """throughput of an engine offline; any server over HTTP; sweeps; reports"""
     return _subcommand("bench", {"throughput": bench_throughput, "serve": bench_serve, "sweep": bench_sweep,
                                  "search": bench_search, "calibrate": bench_calibrate, "report": bench_report,
-                                 "compare": bench_compare, "baseline": bench_baseline, "schema": bench_schema}, argv)
+                                 "compare": bench_compare, "baseline": bench_baseline,
+                                 "engines": bench_engines, "schema": bench_schema}, argv)
 
 
 def bench_throughput(argv: list[str]) -> int:
@@ -219,6 +220,31 @@ def baseline_check(argv: list[str]) -> int:
 
     return run_check(_listed(BaselineCheckOptions, "bench baseline check", baseline_check.__doc__, argv, "name",
                              "results"))
+
+
+def bench_engines(argv: list[str]) -> int:
+    """servers of a recipe beside each other: started, checked, measured in rounds, compared"""
+    from pelton.bench.engines.command import run_engines
+    from pelton.bench.engines.options import FROM_RECIPE, EnginesOptions
+    from pelton.bench.engines.recipe import load_recipes
+    from pelton.bench.options import SweepOptions
+    from pelton.config import field_docs
+    from pelton.options import add_options, given_options, read_options
+
+    parser = _parser("bench engines", bench_engines.__doc__)
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML files; their engines are joined")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="value of a recipe's variable")
+    parser.add_argument("--fail-if", action="append", default=[], metavar="RULE",
+                        help=field_docs(EnginesOptions)["fail_if"].replace("%", "%%"))
+    add_options(parser, EnginesOptions)
+    add_options(parser, SweepOptions, skip=FROM_RECIPE)
+    args = parser.parse_intermixed_args(argv)
+    recipe = load_recipes(args.recipes, args.set)
+    args = parser.parse_intermixed_args([*recipe.workload_argv(), *argv])  # what stands on the command line wins
+    options = read_options(EnginesOptions, args, fail_if=tuple(args.fail_if))
+    own = given_options((EnginesOptions,), args)
+    workload = {name: value for name, value in given_options((SweepOptions,), args).items() if name not in own}
+    return run_engines(recipe, options, workload)
 
 
 def bench_schema(argv: list[str]) -> int:
