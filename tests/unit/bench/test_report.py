@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 
+import msgspec
 import plotly.graph_objects as go
 import pytest
 from helpers.bench import later, request, result, spec
@@ -12,6 +13,9 @@ from pelton.bench.options import ReportOptions
 from pelton.bench.report.command import run_report
 from pelton.bench.report.page import render
 from pelton.bench.report.plots import make_plots
+from pelton.bench.results import Analysis, HardwareFacts, LoadSpec, SearchResult, SearchStep, Series
+from pelton.bench.summary import recompute
+from pelton.config import ModelConfig
 from pelton.errors import ConfigError
 
 CELLS = [(spec(concurrency=c, prompt_tokens=size, num_requests=20), [
@@ -136,8 +140,40 @@ def browse(page, tmp_path):
     return json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)[-1])
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
-def test_browser_draws_every_figure_without_a_network(made, page, tmp_path):
-    found = browse(page, tmp_path)
-    expected = {p.id: [len(figure["data"]) for figure in p.figures.values()] for p in make_plots(made)}
+def rich():
+    """A search with everything that a report can show: rates, targets, gauges, GPUs, hardware, several output sizes."""
+    model = ModelConfig(architecture="LlamaForCausalLM", vocab_size=1000, hidden_size=64, intermediate_size=128,
+                        num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, max_position_embeddings=2048)
+    analysis = Analysis(goodput={"ttft": 12.0}, price_per_hour=2.0, hardware=HardwareFacts(
+        gpu="H200", model=msgspec.to_builtins(model), source="options"))
+    series = [Series(source=source, name=name, unit="", at_us=[0, 100_000, 200_000], values=[1.0, 3.0, 2.0])
+              for source, name in (("gpu", "power"), ("gpu", "utilization"), ("server", "vllm:num_requests_running"),
+                                   ("server", "tokens_total"))]
+    rates = [LoadSpec(kind="poisson", rate=rate, num_requests=20) for rate in (1.0, 2.0)]
+    cells = CELLS + [(spec(load=load, prompt_tokens=size, output_tokens=8), CELLS[0][1]) for load in rates
+                     for size in (16, 900)]
+    steps = [SearchStep(level=1.0, cell="r1-p16-o8", passed=True, reason="in time"),
+             SearchStep(level=2.0, cell="r2-p16-o8", passed=False, reason="late")]
+    search = SearchResult(variable="request_rate", criterion="within", best=1.0, least_failed=2.0, is_settled=True,
+                          steps=steps)
+    return recompute(result(cells, kind="search", search=search, analysis=analysis, series=series))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here (scripts/setup-system.sh installs it)")
+@pytest.mark.parametrize("is_rich", [False, True])
+def test_browser_draws_every_figure_without_a_network(made, is_rich, tmp_path):
+    shown = rich() if is_rich else made
+    plots = make_plots(shown)
+    found = browse(render(shown), tmp_path)
+    expected = {p.id: [len(figure["data"]) for figure in p.figures.values()] for p in plots}
     assert found == {"drawn": expected, "faults": [], "resources": []}
+    if is_rich:
+        assert set(expected) == {*PLOTS, "search", "server-metrics", "goodput"}
+
+
+def test_search_cost_and_client_have_tables():
+    page = render(rich())
+    assert "Levels in the order in which they were tried" in page
+    assert "Cost of a million output tokens<br>per 1M tokens" in page
+    assert 'id="goodput"' in page
+    assert "1 × H200, told by the options" in page

@@ -126,6 +126,14 @@ def test_timeline_counts_tokens_and_requests():
     assert math.fsum(trace["y"]) * trace["dx"] == pytest.approx(40, rel=1e-3)
 
 
+def test_timeline_shows_first_tokens_where_their_requests_were_sent():
+    records = [later(request(first_content_us=10_000 if i < 5 else 30_000), 17_001 * i, index=i) for i in range(10)]
+    by_name = {t["name"]: t for t in plots([(spec(num_requests=10), records)])["timeline"].figure["data"]}
+    median = by_name["first token: median"]
+    assert [y for x, y in zip(median["x"], median["y"]) if x < 0.08] == [10.0] * 5
+    assert by_name["first token: slowest"]["y"][-1] == 30.0
+
+
 def test_counters_are_shown_as_rates():
     watched = [Series(source="server", name="tokens_total", unit="", at_us=[0, 2_000_000, 3_000_000],
                       values=[0.0, 100.0, 110.0])]

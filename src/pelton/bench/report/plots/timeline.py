@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from pelton.bench.report.view import ReportView
 from pelton.bench.results import RequestRecord, Series
 
 MOST_BINS, MOST_POINTS, MOST_PARTS = 240, 12_000, 60
+NUM_LATENCY_BINS = 60
 PANEL_PX, GAP = 118, 0.05
 # Gauges that servers show under other names: (panel, what it is here, ends of the names).
 GAUGES = (("requests", "server: running", ("num_requests_running", "num_running_reqs", "requests_processing",
@@ -20,6 +23,7 @@ GAUGES = (("requests", "server: running", ("num_requests_running", "num_running_
                                         "pelton_requests_waiting")),
           ("cache", "server: cache in use", ("cache_usage_perc", "kv_cache_usage_ratio", "token_usage")))
 PANEL_TITLES = {"requests": "requests", "input": "input tokens<br>in flight", "output": "output<br>tokens/s",
+                "ttft": "TTFT (ms)",
                 "cache": "share of<br>KV cache", "power": "power (W)", "utilization": "GPU use (%)",
                 "memory_used": "GPU memory<br>(GiB)"}
 
@@ -44,8 +48,9 @@ def make(view: ReportView) -> Plot | None:
     left_out = f" Of {len(parts)} the first {len(shown)} can be chosen." if len(parts) > len(shown) else ""
     return Plot("timeline", "Timeline",
                 "The load as measured, warm-up included. The shaded part is the steady-state window. Each point is the "
-                f"mean over one of {num_bins} equal parts of the time shown, so shorter peaks are levelled. Queued: "
-                f"due by the load's plan and not sent yet.{left_out}", figures)
+                f"mean over one of {num_bins} equal parts of the time shown, so shorter peaks are levelled. Times to "
+                f"first token stand where their requests were sent: the median and the slowest of each of "
+                f"{NUM_LATENCY_BINS} parts. Queued: due by the load's plan and not sent yet.{left_out}", figures)
 
 
 def _parts(view: ReportView) -> list[Part]:
@@ -70,6 +75,7 @@ def _figure(part: Part, series: Sequence[Series], num_bins: int) -> Figure:
         "input": [_binned("input tokens in flight", 1, bins, bins.mean(
             (r.sent_us, r.end_us, r.prompt_tokens) for r in part.records))],
         "output": [_binned("output tokens/s", 2, bins, _output_rate(part.records, bins))]}
+    panels["ttft"] = _first_tokens(part.records, Bins(bins.start_us, bins.end_us, NUM_LATENCY_BINS))
     queued = bins.mean((r.scheduled_us, r.sent_us, 1.0) for r in part.records)
     if max(queued) >= 0.1:
         panels["requests"].append(_binned("queued in the client", 5, bins, queued))
@@ -80,7 +86,24 @@ def _figure(part: Part, series: Sequence[Series], num_bins: int) -> Figure:
         gpu = found.labels.get("gpu", "0")
         _add(panels, found.name, _watched(f"GPU {gpu}: {found.name.replace('_', ' ')}", int(gpu) % 8, found, bins,
                                           num_bins))
-    return _stack(panels, part, bins)
+    return _stack({name: traces for name, traces in panels.items() if traces}, part, bins)
+
+
+def _first_tokens(records: Sequence[RequestRecord], bins: Bins) -> list[Trace]:
+    """Median and slowest time to first token (of whole answers: to their end) by when the request was sent."""
+    groups: dict[int, list[float]] = defaultdict(list)
+    for r in records:
+        end_us = r.first_content_us if r.is_stream else r.end_us
+        if r.is_ok and end_us is not None:
+            groups[min(int((r.sent_us - bins.start_us) / bins.width_us), bins.count - 1)].append(
+                (end_us - r.sent_us) / 1e3)
+    if not groups:
+        return []
+    xs = [round((bins.start_us + (place + 0.5) * bins.width_us) / 1e6, 3) for place in sorted(groups)]
+    return [{"type": "scatter", "mode": "lines", "name": name, "meta": {"series": series}, "x": xs,
+             "y": [digits(pick(groups[place])) for place in sorted(groups)],
+             "hovertemplate": "%{y:,.4g} ms at %{x:.3f} s"}
+            for name, series, pick in (("first token: median", 6, statistics.median), ("first token: slowest", 4, max))]
 
 
 def _output_rate(records: Sequence[RequestRecord], bins: Bins) -> list[float]:
