@@ -138,6 +138,7 @@ def test_blocks_of_a_trace_are_shared_text(tmp_path):
     ({"prompt_text": "a", "prompt_data": "b"}, "given one at a time"),
     ({"prompt_tokens": ("9-3",)}, "prompt_tokens must be"), ({"shared_prefix_tokens": 58}, "below the floor of 63"),
     ({"prompt_tokens": ("3-90",)}, "below the floor of 5"), ({"num_prefixes": 0}, "num_prefixes must be"),
+    ({"shared_prefix_tokens": 8, "trace": "x"}, "shared_prefix_tokens must be 0 with a trace"),
     ({"prompt_tokens": ("9-30",), "prompt_tokens_stddev": 2.0}, "prompt_tokens_stddev must be")])
 def test_wrong_prompts_are_refused_before_anything_is_measured(tmp_path, options, problem):
     with pytest.raises(ConfigError, match=problem):
@@ -169,3 +170,14 @@ def test_conversations_may_share_their_beginning(tmp_path):
     result, _ = sweep(tmp_path, shared_prefix_tokens=20, session_turns=2)
     assert {r.prefix_tokens for r in result.requests if r.turn == 0} == {20}
     assert counted_as_asked(result)
+
+
+def test_a_run_is_not_gone_on_with_other_prompts(tmp_path):
+    (tmp_path / "text").write_text(TEXT)
+    sweep(tmp_path, prompt_text=str(tmp_path / "text"))
+    for options in ({}, {"prompt_text": str(tmp_path / "text"), "shared_prefix_tokens": 5}):
+        with pytest.raises(ConfigError, match="resume: the earlier run's prompts were stretches of a text file"):
+            sweep(tmp_path, resume=True, **options)
+    (tmp_path / "text").rename(tmp_path / "moved")
+    result, _ = sweep(tmp_path, resume=True, prompt_text=str(tmp_path / "moved"), num_trials=1)
+    assert len(result.cells) == 1

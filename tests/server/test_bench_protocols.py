@@ -167,3 +167,11 @@ def test_a_server_of_another_kind_is_told(tmp_path):
         run(made, tmp_path, protocol="triton")
     with triton("trtllm") as made, pytest.raises(ConfigError, match="lists no models; give model"):
         run(made, tmp_path, protocol="ollama")
+
+
+def test_ollamas_streams_are_given_up_by_time_only(tmp_path):
+    with ollama() as made:
+        with pytest.raises(ConfigError, match="cancellation_delay must be given"):
+            run(made, tmp_path, protocol="ollama", cancellation_rate=0.5)
+        result = run(made, tmp_path, protocol="ollama", cancellation_rate=1.0, cancellation_delay=1e-6)
+    assert all(r.was_cancelled and r.error is None for r in result.requests if not r.is_warmup)

@@ -449,6 +449,7 @@ class PromptSpec(Record, kw_only=True):
     """synthetic: random words of the tokenizer's vocabulary; text: stretches of a file; data: a data set's prompts;
     repeat: the same text in every prompt."""
     file: str | None = None
+    """Name of the file, without its directory."""
     sha256: str | None = None
     """Of the file."""
     is_unique: bool = True

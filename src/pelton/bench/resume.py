@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from pelton.bench.files import read_result
-from pelton.bench.results import CellResult, RequestRecord, RunResult, TargetInfo
+from pelton.bench.results import CellResult, PromptSpec, RequestRecord, RunResult, TargetInfo
 from pelton.errors import ConfigError
 
 SAME = ("model", "endpoint", "sends_token_ids", "tokenizer_sha256", "output_control")
@@ -33,8 +35,9 @@ def whole_cells(result: RunResult, *, num_trials: int) -> tuple[dict[str, CellRe
     return cells, [r for r in result.requests if r.cell in cells]
 
 
-def check_target(earlier: RunResult | None, target: TargetInfo) -> None:
-    """Raises a ConfigError when the server is not the one that the earlier run measured, as far as can be told."""
+def check_same(earlier: RunResult | None, target: TargetInfo, prompts: PromptSpec) -> None:
+    """Raises a ConfigError when the server is not the one that the earlier run measured, as far as can be told, or when
+    the prompts are made otherwise."""
     if earlier is None:
         return
     for name in SAME:
@@ -42,3 +45,7 @@ def check_target(earlier: RunResult | None, target: TargetInfo) -> None:
         if before != now:
             raise ConfigError(f"resume: the earlier run had {name} {before!r} and this one has {now!r}; choose another "
                               "output_dir")
+    # A file may have moved; its hash says whether it is the same.
+    if msgspec.structs.replace(earlier.workload.prompt_spec, file=prompts.file) != prompts:
+        raise ConfigError(f"resume: the earlier run's prompts were {earlier.workload.prompts}, and this one's are made "
+                          "otherwise or of another file; choose another output_dir")

@@ -36,7 +36,7 @@ from pelton.bench.results import (
     RunResult,
     Workload,
 )
-from pelton.bench.resume import check_target, whole_cells
+from pelton.bench.resume import check_same, whole_cells
 from pelton.bench.summary import recompute, summarize
 from pelton.bench.target import Target, open_target
 from pelton.bench.trial import DEFAULT_MAX_IN_FLIGHT, Means, TrialOutcome, run_trial
@@ -86,7 +86,7 @@ class Run:
         # Prompts that an earlier part of the run has sent must not come again: the server may have kept them.
         target = await open_target(self._options, seed=self._seed + len(self._requests),
                                    material=self._options.material)
-        check_target(self._earlier, target.info)
+        check_same(self._earlier, target.info, self._options.prompt_spec)
         crew = Crew(self._options.workers, target.client, self._client_errors)
         self._analysis = self._options.make(Analysis(hardware=target.hardware))
         for _, spec in self._agenda.upcoming(self._cells):

@@ -100,6 +100,9 @@ def _inputs_of(metadata: dict[str, Any] | None) -> dict[str, Tensor]:
 async def _find_ollama(client: Client, options: TargetOptions) -> Service:
     if options.token_ids:
         raise ConfigError("token_ids must be off for Ollama's own API, which takes text")
+    if getattr(options, "cancellation_rate", 0) and getattr(options, "cancellation_delay", None) is None:
+        raise ConfigError("cancellation_delay must be given for Ollama's own API, whose chunks the client does not "
+                          "count")
     listed = await _look_up(client, "/api/tags")
     rows = listed.get("models") if listed is not None else None
     models = None if not isinstance(rows, list) else [{"id": str(m.get("name"))} for m in rows if isinstance(m, dict)]

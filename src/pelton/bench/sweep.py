@@ -10,6 +10,7 @@ from pelton.bench.cell import CellSpec, default_warmup, session_of
 from pelton.bench.command import measure
 from pelton.bench.load.trace import read_trace
 from pelton.bench.options import SweepOptions
+from pelton.bench.prompts.trial import Content
 
 
 def run_sweep(options: SweepOptions) -> int:
@@ -34,7 +35,7 @@ def sweep_specs(options: SweepOptions) -> list[CellSpec]:
             [r.prompt_tokens for r in trace], [r.output_tokens for r in trace]))
         return [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
                          is_stream=options.can_stream,
-                         num_warmup=options.num_warmup or 0, trace=trace,
+                         num_warmup=options.num_warmup or 0, trace=trace, content=Content(options.prompt_spec),
                          cancellation_delay_s=options.cancellation_delay) for load in loads]
     specs = [CellSpec(load=load, **content.fields, is_stream=options.can_stream,
                       num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,

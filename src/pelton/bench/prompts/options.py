@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from pelton.bench.load.options import require
 from pelton.bench.prompts.lengths import WANT, Lengths
@@ -52,6 +53,8 @@ class PromptOptions:
         require(len(given) <= 1, " and ".join(given), "both", "given one at a time")
         require(self.shared_prefix_tokens >= 0, "shared_prefix_tokens", self.shared_prefix_tokens, "0 or more")
         require(self.num_prefixes >= 1, "num_prefixes", self.num_prefixes, "at least 1")
+        require(not self.shared_prefix_tokens or getattr(self, "trace", None) is None, "shared_prefix_tokens",
+                self.shared_prefix_tokens, "0 with a trace, which says what is shared")
         for name in ("prompt_tokens", "output_tokens"):
             self._read_lengths(name, getattr(self, f"{name}_stddev"))
         lengths = [*self._lengths("prompt_tokens"), *self._lengths("output_tokens")]
@@ -91,8 +94,9 @@ class PromptOptions:
         source = ("data" if self.prompt_data else "text" if self.prompt_text else
                   "repeat" if self.prompt_repeat_text else "synthetic")
         is_unique = source == "synthetic" or (self.unique_prompts and source != "repeat")
+        file = self.prompt_data or self.prompt_text or self.prompt_repeat_text
         return PromptSpec(
-            source=source, file=self.prompt_data or self.prompt_text or self.prompt_repeat_text,
+            source=source, file=None if file is None else Path(file).name,
             sha256=self.material.sha256, is_unique=is_unique,
             shared_prefix_tokens=self.shared_prefix_tokens, num_prefixes=self.num_prefixes)
 
