@@ -156,4 +156,5 @@ class SearchAgenda:
         load = options.load_at(level)
         return CellSpec(load=load, **options.contents()[0].fields,
                         num_warmup=default_warmup(load) if options.num_warmup is None else options.num_warmup,
-                        is_stream=True, session=session_of(options), cancellation_delay_s=options.cancellation_delay)
+                        is_stream=options.can_stream, session=session_of(options),
+                        cancellation_delay_s=options.cancellation_delay)
