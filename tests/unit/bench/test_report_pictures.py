@@ -20,7 +20,10 @@ from pelton.bench.report.draw.export import pictures
 from pelton.bench.report.draw.png import SCALE, PngCanvas, dashes
 from pelton.bench.report.draw.scale import nice_ticks
 from pelton.bench.report.draw.theme import mix, rgb, theme
+from pelton.bench.report.markdown import summary
+from pelton.bench.report.page import render
 from pelton.bench.report.plots import make_plots
+from pelton.bench.report.view import ReportView
 from pelton.errors import ConfigError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -137,6 +140,17 @@ def test_markdown_has_findings_cells_and_pictures_that_are_there(made, tmp_path)
     linked = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(linked) == len(make_plots(made))
     assert all((tmp_path / path).is_file() for path in linked)
+
+
+def test_partial_results_are_marked():
+    cells = [(spec(num_requests=20), [later(request(), 17_001 * i, index=i) for i in range(5)])]
+    partial = result(cells, status="partial", stop_reason="interrupted", skipped_cells=["c2-p16-o4"])
+    text = summary(ReportView(partial), [])
+    assert "**Partial result: interrupted.**" in text
+    assert "| `c1-p16-o4` (partial) |" in text
+    page = render(partial)
+    assert "Partial result: interrupted" in page
+    assert 'c1-p16-o4 <span class="asked">partial</span>' in page
 
 
 def test_unknown_format_is_refused():
