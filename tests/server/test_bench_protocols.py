@@ -1,12 +1,15 @@
 """Protocols other than OpenAI's, from the first look at a server to the records, against stand-ins for each dialect."""
 
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from helpers import dialect_servers
+from helpers.bench import prompt_counter
 from helpers.tokenizers import write_tokenizer
 
+from pelton.bench.calibration import Behaviour, serve_in_thread
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.serve import run_serve
@@ -36,6 +39,13 @@ def run(made, folder, *, command=run_sweep, kind=SweepOptions, **options):
               "tokenizer": "pelton-tiny", **options}
     assert command(kind(url=made.url, **fields)) == 0
     return read_result(folder / "results.json")
+
+
+@contextmanager
+def openai(**behaviour):
+    """The calibration server, with the tokenizer of the shipped model."""
+    with serve_in_thread(Behaviour(model="tiny", count_prompt=prompt_counter(TINY), **behaviour)) as made:
+        yield made
 
 
 def names(result):
@@ -175,3 +185,35 @@ def test_ollamas_streams_are_given_up_by_time_only(tmp_path):
             run(made, tmp_path, protocol="ollama", cancellation_rate=0.5)
         result = run(made, tmp_path, protocol="ollama", cancellation_rate=1.0, cancellation_delay=1e-6)
     assert all(r.was_cancelled and r.error is None for r in result.requests if not r.is_warmup)
+
+
+def test_reasoning_is_stamped_apart(tmp_path):
+    with openai(num_reasoning=2, itl_s=0.002) as made:
+        result = run(made, tmp_path)
+    for record in result.requests:
+        assert (record.output_tokens, len(record.content_us), record.error) == (6, 6, None)
+        assert abs(record.first_reasoning_us - record.first_text_us) <= 1  # both are rounded down
+        assert record.first_text_us < record.first_content_us
+    (cell,) = result.cells
+    assert cell.distribution("first_reasoning").p50 < cell.distribution("ttft").p50
+
+
+def test_openai_answers_without_text_are_noticed(tmp_path):
+    with openai(fault=lambda number, body: "empty" if body["max_tokens"] == 6 else None) as made:
+        result = run(made, tmp_path)
+    assert {(r.error, r.output_tokens) for r in result.requests} == {(None, 0)}
+    assert {"first_token_invisible", "output_lengths_differ"} <= names(result)
+
+
+@pytest.mark.parametrize(("refused", "control"), [
+    (set(), "ignore_eos+min_tokens"), ({"min_tokens"}, "ignore_eos"), ({"min_tokens", "ignore_eos"}, "max_tokens")])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_extra_fields_and_output_control_reach_every_request(tmp_path, refused, control, fixed):
+    with openai(refused_fields=frozenset(refused)) as made:
+        result = run(made, tmp_path, extra_inputs='{"cache_prompt": false}', fixed_output=fixed)
+    assert result.target.output_control == (control if fixed else "max_tokens")
+    assert all(body["cache_prompt"] is False for body in made.bodies)
+    asked = [body for body in made.bodies if body["max_tokens"] == 6]
+    assert all(("ignore_eos" in body) == ("ignore_eos" in result.target.output_control) for body in asked)
+    assert all(("min_tokens" in body) == ("min_tokens" in result.target.output_control) for body in asked)
+    assert result.workload.fixed_output == fixed

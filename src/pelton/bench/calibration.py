@@ -23,7 +23,7 @@ import msgspec
 from pelton.bench.client import now_ns
 
 Fault = Literal["status_500", "status_400", "hang", "drop", "drop_mid_stream", "malformed", "stream_error",
-                "no_finish"]
+                "no_finish", "empty"]
 WORDS = (" steady", " wheel", " turning", " under", " falling", " water", " all", " day")
 
 
@@ -57,6 +57,8 @@ class Behaviour:
     """Request body -> tokens to generate."""
     num_slots: int | None = None
     """Requests answered at a time; more wait in order, as at a server that is full. None: any number."""
+    num_reasoning: int = 0
+    """Tokens at the beginning of each streamed chat answer that are reasoning."""
     tokens_per_chunk: int = 1
     reports_usage: bool = True
     cached_tokens: int | None = None
@@ -289,7 +291,8 @@ class _Answer:
     def __init__(self, behaviour: Behaviour, body: dict[str, Any], *, is_chat: bool, fault: Fault | None) -> None:
         self.is_chat = is_chat
         self.fault = fault
-        self.num_tokens = max(behaviour.num_output(body), 1)
+        self.num_tokens = 0 if fault == "empty" else max(behaviour.num_output(body), 1)
+        self._num_reasoning = behaviour.num_reasoning if is_chat else 0
         self.num_sent = 0
         self._model = behaviour.model
         num_prompt = behaviour.count_prompt(body)
@@ -308,7 +311,8 @@ class _Answer:
     def next_chunk(self, num_tokens: int) -> bytes:
         """The chunk with the next tokens, stamped now."""
         start, self.num_sent = self.num_sent, min(self.num_sent + num_tokens, self.num_tokens)
-        return self.chunk(delta={"content": self._text(start, self.num_sent)}, sent_ns=now_ns())
+        kind = "reasoning_content" if start < self._num_reasoning else "content"
+        return self.chunk(delta={kind: self._text(start, self.num_sent)}, sent_ns=now_ns())
 
     def chunk(self, *, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> bytes:
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason}
