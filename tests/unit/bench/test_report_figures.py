@@ -164,6 +164,7 @@ def test_search_and_goodput():
     found = plots(cells, kind="search", search=SearchResult(
         variable="concurrency", criterion="all within", steps=steps, best=1.0, least_failed=2.0, is_settled=False))
     assert next(iter(found)) == "search"
-    assert [(t["name"], t["x"]) for t in found["search"].figure["data"]] == [("passed", [1.0]), ("did not", [2.0])]
+    assert [(t["name"], t["x"]) for t in found["search"].figure["data"]] == [
+        ("passed", [1.0]), ("did not", [2.0]), ("found", [1.0, 1.0])]
     assert "not come to its end" in found["search"].caption
     assert "goodput" not in found

@@ -11,13 +11,14 @@ from pelton.bench.table import number
 
 PERCENTS = (50, 90, 95, 99)
 SEVERITY_TITLES = {"failure": "Failure", "warning": "Warning", "note": "Note"}
+TEXT_HEADS = ("findings", "why")
 VERDICT_CLASSES = {"failed": "failure", "with care": "warning", "sound": "sound"}
 
 
 def _grid(heads: Sequence[str], rows: Iterable[str], caption: str = "") -> str:
     """A table that scrolls sideways where it is too wide; cells of the rows are HTML."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    head = "".join(f"<th scope=col>{h}</th>" for h in heads)
+    head = "".join(f"<th scope=col{' class=left' if h in TEXT_HEADS else ''}>{h}</th>" for h in heads)
     return (f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
             "</div>")
 

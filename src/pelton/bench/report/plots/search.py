@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pelton.bench.report.cell_lines import hover_text
-from pelton.bench.report.figure import Plot, Trace, axis, digits
+from pelton.bench.report.figure import Plot, Trace, axis, digits, line
 from pelton.bench.report.view import ReportView
 
 
@@ -26,6 +26,10 @@ def make(view: ReportView) -> Plot | None:
                          "marker": {"size": 11, "symbol": [symbol] * len(found)}, "cliponaxis": False,
                          "customdata": [f"{hover_text(view, cells[s.cell])}<br>{s.reason}" for _, _, s in found],
                          "hovertemplate": "%{customdata}<extra></extra>"})
+    if search.best is not None:
+        ys = [y for _, y, _ in points]
+        data.append(line("found", 7, [search.best] * 2, [min(ys), max(ys)], line={"dash": "dash"}) | {
+            "meta": {"series": 7, "is_soft": True}})
     best = "nothing passed" if search.best is None else f"{search.best:,.4g} {unit}"
     state = "" if search.is_settled else " The search had not come to its end."
     return Plot("search", f"Search: {best}", f"Asked for: {search.criterion}.{state}", {"": {
