@@ -111,12 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
 
+class _HTTPServer(ThreadingHTTPServer):
+    daemon_threads = True
+    stand_in: Server
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away in the middle of an answer are part of the tests."""
+
+
 @contextmanager
 def serve(routes: Callable[[Server, str, str, Any], Any], count: Callable[[str], int]) -> Iterator[Server]:
     """A stand-in with these routes; `count` gives the tokens of a text, special tokens included."""
     stand_in = Server(routes, count)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    httpd.daemon_threads = True
+    httpd = _HTTPServer(("127.0.0.1", 0), _Handler)
     httpd.stand_in = stand_in
     stand_in.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
