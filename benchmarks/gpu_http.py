@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from gpu_records import make_record
 
+from pelton.bench.files import read_result
 from pelton.checkpoint.hf_config import load_model_config
 from pelton.physics import Roofline, find_hardware
 
@@ -99,15 +100,16 @@ class Bench:
     def offline(self) -> float:
         """Tokens a second of the same requests without HTTP: all queued at once, as many running."""
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "offline.json"
             command = [*PELTON, "bench", "throughput", str(self.shape), "--random-weights", "--no-enable-block-reuse",
                        "--batch-sizes", str(3 * self.options.streams), "--input-len", "128", "--output-len",
                        str(OUTPUT_LEN), "--max-batch-size", str(self.options.streams), "--max-seq-len", "16384",
-                       "--num-runs", "2", "--warmup-runs", "0", "--output", str(output),
+                       "--num-runs", "2", "--warmup-runs", "0", "--output-dir", folder,
                        *self.options.serve_options.split()]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE_S)
-            (record,) = json.loads(output.read_bytes())["records"]
-        return max(tokens / wall for tokens, wall in zip(record["num_output_tokens"], record["wall_s"], strict=True))
+            requests = read_result(Path(folder) / "results.json").requests
+        runs = [[r for r in requests if r.trial == trial] for trial in range(2)]
+        return max(sum(r.output_tokens for r in run) / (max(r.end_us for r in run) - min(r.sent_us for r in run)) * 1e6
+                   for run in runs)
 
     def streams(self, http: dict[str, Any], offline: float) -> dict[str, Any]:
         streams = self.options.streams

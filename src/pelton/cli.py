@@ -130,26 +130,41 @@ def serve(argv: list[str]) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """throughput of an engine offline; any server over HTTP; sweeps; reports"""
-    return _subcommand("bench", {"throughput": bench_throughput, "serve": bench_serve, "sweep": bench_sweep,
-                                 "search": bench_search, "calibrate": bench_calibrate, "report": bench_report,
-                                 "compare": bench_compare, "baseline": bench_baseline,
+    """any server over HTTP; an engine offline; reports; comparisons"""
+    return _subcommand("bench", {"latency": bench_latency, "throughput": bench_throughput, "serve": bench_serve,
+                                 "sweep": bench_sweep, "search": bench_search, "calibrate": bench_calibrate,
+                                 "report": bench_report, "compare": bench_compare, "baseline": bench_baseline,
                                  "engines": bench_engines, "schema": bench_schema}, argv)
 
 
 def bench_throughput(argv: list[str]) -> int:
     """offline tokens/s of an engine in this process, per batch size"""
-    from pelton.bench.offline import record_throughput
+    from pelton.engine.offline import ThroughputOptions
+
+    return _offline("throughput", ThroughputOptions, bench_throughput.__doc__, argv)
+
+
+def bench_latency(argv: list[str]) -> int:
+    """offline latency of an engine in this process, one request at a time by default"""
+    from pelton.engine.offline import LatencyOptions
+
+    return _offline("latency", LatencyOptions, bench_latency.__doc__, argv)
+
+
+def _offline(kind: Any, cls: type, about: str, argv: list[str]) -> int:
+    """The engine measures, the benchmark records: neither knows the other."""
+    from pelton.bench.offline import record_offline
     from pelton.config import BuildConfig, ExecutorConfig
-    from pelton.engine.offline import ThroughputOptions, measure_throughput
+    from pelton.engine.offline import measure_throughput
     from pelton.options import add_options, given_options, read_options
 
-    parser = _parser("bench throughput", bench_throughput.__doc__)
-    add_options(parser, ThroughputOptions, BuildConfig, ExecutorConfig, positional=("model",))
+    parser = _parser(f"bench {kind}", about)
+    add_options(parser, cls, BuildConfig, ExecutorConfig, positional=("model",))
     args = parser.parse_args(argv)
-    options = read_options(ThroughputOptions, args)
+    options = read_options(cls, args)
     runs = measure_throughput(options, given_options((BuildConfig, ExecutorConfig), args))
-    return record_throughput(runs, model=options.model, output=options.output, as_json=options.json)
+    return record_offline(kind, runs, model=options.model, seed=options.seed, output_dir=options.output_dir,
+                          as_json=options.json, strict=options.strict)
 
 
 def bench_serve(argv: list[str]) -> int:

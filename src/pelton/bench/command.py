@@ -45,7 +45,7 @@ def measure(kind: Literal["serve", "sweep", "search"], options: ServeOptions | S
         write_result(result, directory)
         write_report(result, directory / "report.html")
     if options.prints_json:
-        print_json(_summary(result, directory))
+        print_json(summary_of(result, directory))
     else:
         print_result(make_console(), result)
         if result.search is not None:
@@ -74,7 +74,7 @@ def print_json(data: object) -> None:
     sys.stdout.flush()
 
 
-def _summary(result: RunResult, directory: Path | None) -> dict[str, object]:
+def summary_of(result: RunResult, directory: Path | None) -> dict[str, object]:
     """Cells, findings and where the files are; the single requests are in results.json."""
     return {"schema": result.schema, "kind": result.kind, "status": result.status, "stop_reason": result.stop_reason,
             "duration_s": result.duration_s, "target": result.target, "cells": result.cells,

@@ -1,73 +1,127 @@
-"""What an offline driver measured, as a record, a table and a file. It runs no engine itself."""
+"""What an offline driver measured, as the records of any other benchmark. It runs no engine itself."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+import msgspec
+
+from pelton.bench.audit import audit
+from pelton.bench.cell import closed
+from pelton.bench.command import print_json, strict_status, summary_of
 from pelton.bench.environment import describe_environment
-from pelton.bench.files import to_json, write_atomic
-from pelton.bench.results import OFFLINE_SCHEMA, Finding, OfflineRecord, OfflineResult
-from pelton.bench.table import make_console, offline_table, print_findings
+from pelton.bench.files import prepare_output_dir, write_result
+from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.report.page import write_report
+from pelton.bench.results import SCHEMA, CellResult, RequestRecord, RunResult, Series, TargetInfo, Workload
+from pelton.bench.summary import empty_cell, recompute
+from pelton.bench.table import make_console, print_result
+
+IN_PROCESS = "in process"
 
 
-class MeasuredRuns(Protocol):
-    """The measured runs of one batch size, as the engine's driver hands them over."""
+class OfflineRequest(Protocol):
+    """One request, as the engine's driver hands it over; stamps of one monotonic clock."""
+
+    sent_ns: int
+    token_ns: list[int]
+    num_tokens: int
+    num_cached_tokens: int
+    finish_reason: str | None
+
+
+class OfflineRun(Protocol):
+    """One run of equal requests, all queued at once."""
 
     batch_size: int
     input_len: int
     output_len: int
-    wall_s: list[float]
-    num_output_tokens: list[int]
-    num_cached_tokens: int
+    is_warmup: bool
+    trial: int
+    requests: Sequence[OfflineRequest]
+    end_ns: int
     step_host_ms: float
+    vocab_size: int
+    """No two prompts begin with the same token while the vocabulary lasts."""
 
 
-def record_throughput(runs: Sequence[MeasuredRuns], *, model: str, output: str | None = None,
-                      as_json: bool = False) -> int:
-    """Audits the runs, prints them and writes them as JSON where `output` names a file. Returns the exit status.
+def record_offline(kind: Literal["latency", "throughput"], runs: Sequence[OfflineRun], *, model: str, seed: int,
+                   output_dir: str | None = None, as_json: bool = False, strict: bool = False) -> int:
+    """Audits the runs, prints them and writes the files of a sweep. Returns the exit status.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the directory cannot be written.
     """
-    records = [OfflineRecord.from_runs(
-        batch_size=r.batch_size, input_len=r.input_len, output_len=r.output_len, wall_s=r.wall_s,
-        num_output_tokens=r.num_output_tokens, num_cached_tokens=r.num_cached_tokens, step_host_ms=r.step_host_ms)
-        for r in runs]
-    result = OfflineResult(schema=OFFLINE_SCHEMA, model=model, records=records,
-                           environment=describe_environment(_command(records, model)),
-                           findings=[f for r in records for f in audit_record(r)])
-    if output is not None:
-        write_atomic(Path(output).expanduser(), to_json(result))
+    directory = None if output_dir is None else prepare_output_dir(output_dir)
+    result = make_result(kind, runs, model=model, seed=seed)
+    if directory is not None:
+        write_result(result, directory)
+        write_report(result, directory / "report.html")
     if as_json:
-        print(to_json(result).decode(), end="")
+        print_json(summary_of(result, directory))
     else:
-        console = make_console()
-        console.print(offline_table(result))
-        console.print()
-        print_findings(console, result.findings)
-    return 0
+        print_result(make_console(), result)
+        if directory is not None:
+            print(f"\nreport   {Path(directory) / 'report.html'}")
+    return strict_status(result) if strict else 0
 
 
-def audit_record(record: OfflineRecord) -> Iterator[Finding]:
-    """What in an offline record does not mean what it seems to."""
-    name, asked = f"batch {record.batch_size}", record.batch_size * record.output_len
-    short = [n for n in record.num_output_tokens if n != asked]
-    if short:
-        yield Finding(name="output_lengths_differ", severity="failure", cells=[name],
-                      evidence=f"{name}: {len(short)} of {record.num_runs} runs gave {min(short)} tokens instead of "
-                               f"{asked}", advice="The rates compare different work; requests ended early.")
-    if record.num_cached_tokens:
-        share = record.num_cached_tokens / (record.num_runs * record.batch_size * record.input_len)
-        yield Finding(name="prompts_cached", severity="failure", cells=[name],
-                      evidence=f"{name}: {share:.0%} of the prompt tokens came from the prefix cache",
-                      advice="Prefill was not measured whole; use prompts that were not run before.")
+def make_result(kind: Literal["latency", "throughput"], runs: Sequence[OfflineRun], *, model: str,
+                seed: int) -> RunResult:
+    """The runs as a result: a cell for each batch size, a trial for each measured run."""
+    epoch_ns = min(request.sent_ns for run in runs for request in run.requests)
+    cells: dict[str, CellResult] = {}
+    requests: list[RequestRecord] = []
+    for run in runs:
+        load = closed(run.batch_size, run.batch_size)
+        cell = f"{load.key}-p{run.input_len}-o{run.output_len}"
+        if not run.is_warmup:
+            cells[cell] = empty_cell(cell, load, prompt_tokens=run.input_len, output_tokens=run.output_len,
+                                     is_stream=True, num_trials=run.trial + 1)
+        requests += [_record(cell, run, index, request, epoch_ns) for index, request in enumerate(run.requests)]
+    step_host = Series(source="engine", name="step_host", unit="ms", values=[run.step_host_ms for run in runs],
+                       at_us=[(run.end_ns - epoch_ns) // 1000 for run in runs])
+    result = recompute(RunResult(
+        schema=SCHEMA, kind=kind, status="complete", stop_reason=None, target=_target(model),
+        environment=describe_environment(shlex.join(["pelton", *sys.argv[1:]])), series=[step_host],
+        workload=_workload(runs, list(cells.values()), len(requests), seed),
+        duration_s=(max(run.end_ns for run in runs) - epoch_ns) / 1e9,
+        cells=list(cells.values()), skipped_cells=[], findings=[], metrics=[m.describe() for m in all_metrics()],
+        requests=requests))
+    return msgspec.structs.replace(result, findings=audit(result))
 
 
-def _command(records: Sequence[OfflineRecord], model: str) -> str:
-    sizes = ",".join(str(r.batch_size) for r in records)
-    return shlex.join(["pelton", "bench", "throughput", model, "--batch-sizes", sizes,
-                       "--input-len", str(records[0].input_len), "--output-len", str(records[0].output_len),
-                       "--num-runs", str(records[0].num_runs)]) if records else "pelton bench throughput"
+def _record(cell: str, run: OfflineRun, index: int, request: OfflineRequest, epoch_ns: int) -> RequestRecord:
+    def since_epoch(stamp_ns: int) -> int:
+        return (stamp_ns - epoch_ns) // 1000
+
+    first, last = (since_epoch(request.token_ns[at]) if request.token_ns else None for at in (0, -1))
+    return RequestRecord(
+        cell=cell, trial=run.trial, index=index, is_warmup=run.is_warmup, is_stream=True,
+        requested_prompt_tokens=run.input_len, client_prompt_tokens=run.input_len, server_prompt_tokens=run.input_len,
+        requested_output_tokens=run.output_len, output_tokens=request.num_tokens, output_tokens_source="server",
+        cached_tokens=request.num_cached_tokens, connect_us=0, was_resent=False,
+        scheduled_us=since_epoch(request.sent_ns), sent_us=since_epoch(request.sent_ns), first_byte_us=first,
+        first_chunk_us=first, first_content_us=first, last_content_us=last,
+        end_us=since_epoch(run.end_ns) if last is None else last,
+        content_us=[(stamp - request.sent_ns) // 1000 for stamp in request.token_ns], num_chunks=len(request.token_ns),
+        finish_reason=request.finish_reason, http_status=None, error=None, error_message=None)
+
+
+def _target(model: str) -> TargetInfo:
+    return TargetInfo(url=IN_PROCESS, model=model, endpoint="offline", sends_token_ids=True, tokenizer="none",
+                      tokenizer_sha256="", template_tokens=0, frame_correction_tokens=0,
+                      output_control="ignore_eos+min_tokens", reports_usage=True, reports_stream_usage=True)
+
+
+def _workload(runs: Sequence[OfflineRun], cells: Sequence[CellResult], num_prompts: int, seed: int) -> Workload:
+    return Workload(
+        loads=[cell.load for cell in cells], prompt_tokens=sorted({str(run.input_len) for run in runs}),
+        output_tokens=sorted({str(run.output_len) for run in runs}), num_warmup=None,
+        num_trials=max(cell.num_trials for cell in cells), temperature=0.0, fixed_output=True, seed=seed,
+        request_timeout_s=0.0, duration_budget_s=None, prompts="random token ids, all queued at once",
+        first_tokens_unique=num_prompts <= runs[0].vocab_size)

@@ -6,16 +6,11 @@ again from the requests alone. Readers (`pelton.bench.files`) refuse another sch
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from pelton.errors import ConfigError
-
 SCHEMA = "pelton.bench/2"
-OFFLINE_SCHEMA = "pelton.bench.offline/1"
 
 TokenCountSource = Literal["server", "client"]
 Status = Literal["complete", "partial"]
@@ -351,10 +346,12 @@ class CellResult(Record, kw_only=True):
 class Series(Record, kw_only=True):
     """Something watched beside the load, on the clock of the requests."""
 
-    source: Literal["gpu", "server"]
-    """gpu: NVML of the machine the benchmark runs on; server: the server's own Prometheus metrics."""
+    source: Literal["gpu", "server", "engine"]
+    """gpu: NVML of the machine the benchmark runs on; server: the server's own Prometheus metrics; engine: what an
+    engine in this process tells of itself."""
     name: str
-    """power, utilization, memory_used (gpu); the metric's own name (server)."""
+    """power, utilization, memory_used (gpu); the metric's own name (server); step_host, the median Python time of a
+    step (engine)."""
     unit: str
     labels: dict[str, str] = {}
     at_us: list[int]
@@ -513,10 +510,11 @@ class SearchResult(Record):
 
 
 class RunResult(Record, kw_only=True):
-    """Everything one `pelton bench serve`, `sweep` or `search` measured."""
+    """Everything one `pelton bench serve`, `sweep` or `search` measured over HTTP, or `latency` or `throughput` in this
+    process."""
 
     schema: str
-    kind: Literal["serve", "sweep", "search"]
+    kind: Literal["serve", "sweep", "search", "latency", "throughput"]
     status: Status
     stop_reason: str | None
     environment: Environment
@@ -533,60 +531,3 @@ class RunResult(Record, kw_only=True):
     series_missing: list[str] = []
     """What could not be watched, and why."""
     requests: list[RequestRecord]
-
-
-class OfflineRecord(Record, kw_only=True):
-    """Offline generation at one batch size: equal requests, all queued at once, the engine in process."""
-
-    batch_size: int
-    input_len: int
-    """Prompt tokens of each request."""
-    output_len: int
-    """Tokens each request was to generate."""
-    num_runs: int
-    wall_s: list[float]
-    """Wall time of each measured run, from the first request queued to the last token."""
-    num_output_tokens: list[int]
-    """Generated tokens of each run, counted as they came back."""
-    output_tokens_per_s: list[float]
-    """Generated tokens over wall time, one per run."""
-    total_tokens_per_s: list[float]
-    """Prompt and generated tokens over wall time, one per run."""
-    median_wall_s: float
-    median_output_tokens_per_s: float
-    median_total_tokens_per_s: float
-    num_cached_tokens: int = 0
-    """Prompt tokens taken from the prefix cache, over all measured runs."""
-    step_host_ms: float | None = None
-    """Median Python time of one engine step."""
-
-    @classmethod
-    def from_runs(cls, *, batch_size: int, input_len: int, output_len: int, wall_s: Sequence[float],
-                  num_output_tokens: Sequence[int], num_cached_tokens: int = 0,
-                  step_host_ms: float | None = None) -> OfflineRecord:
-        """Derives the rates from the wall time in seconds and the generated tokens of each run.
-
-        Raises:
-            ConfigError: no runs, a time that is not positive, or unequal numbers of times and counts.
-        """
-        if not wall_s or min(wall_s) <= 0 or len(wall_s) != len(num_output_tokens):
-            raise ConfigError(f"wall_s must hold one positive time per run, got {list(wall_s)!r} for "
-                              f"{len(num_output_tokens)} runs")
-        output = [n / s for n, s in zip(num_output_tokens, wall_s)]
-        total = [(batch_size * input_len + n) / s for n, s in zip(num_output_tokens, wall_s)]
-        return cls(batch_size=batch_size, input_len=input_len, output_len=output_len, num_runs=len(wall_s),
-                   wall_s=list(wall_s), num_output_tokens=list(num_output_tokens), output_tokens_per_s=output,
-                   total_tokens_per_s=total, median_wall_s=statistics.median(wall_s),
-                   median_output_tokens_per_s=statistics.median(output),
-                   median_total_tokens_per_s=statistics.median(total), num_cached_tokens=num_cached_tokens,
-                   step_host_ms=step_host_ms)
-
-
-class OfflineResult(Record):
-    """Everything one `pelton bench throughput` measured."""
-
-    schema: str
-    model: str
-    environment: Environment
-    records: list[OfflineRecord]
-    findings: list[Finding]

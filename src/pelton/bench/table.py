@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pelton.bench.audit import verdicts
-from pelton.bench.results import CellResult, Distribution, Finding, OfflineResult, RunResult, SearchResult
+from pelton.bench.results import CellResult, Distribution, Finding, RunResult, SearchResult
 
 VERDICT_STYLES = {"failed": "bold red", "with care": "yellow", "sound": "green"}
 SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
@@ -142,17 +142,4 @@ def search_table(search: SearchResult) -> Table:
     table = _table(f"Search: {escape(search.criterion)}: {found}{beyond}{state}", (unit, "", "why"))
     for step in search.steps:
         table.add_row(f"{step.level:.4g}", "passed" if step.passed else "[dim]–[/dim]", escape(step.reason))
-    return table
-
-
-def offline_table(result: OfflineResult) -> Table:
-    """Offline throughput by batch size."""
-    table = _table(f"{escape(result.model)}: offline throughput",
-                   ("\nbatch", "input\ntokens", "output\ntokens", "\nruns", "wall s\nmedian", "output tok/s\nmedian",
-                    "\nleast", "\nmost", "total tok/s\nmedian", "step host\nms"))
-    for record in result.records:
-        rates = record.output_tokens_per_s
-        table.add_row(str(record.batch_size), str(record.input_len), str(record.output_len), str(record.num_runs),
-                      f"{record.median_wall_s:.3f}", number(record.median_output_tokens_per_s), number(min(rates)),
-                      number(max(rates)), number(record.median_total_tokens_per_s), number(record.step_host_ms))
     return table

@@ -9,7 +9,6 @@ from helpers.bench import later, request, result, spec
 from pelton.bench import files
 from pelton.bench.files import read_result, to_json, write_atomic, write_result
 from pelton.bench.report.csv_tables import cells_csv, requests_csv
-from pelton.bench.results import OfflineRecord
 from pelton.errors import ConfigError
 
 
@@ -81,18 +80,3 @@ def test_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="output_dir"):
         files.prepare_output_dir(str(tmp_path / "file" / "below"))
-
-
-def test_offline_record_derives_its_rates():
-    record = OfflineRecord.from_runs(batch_size=4, input_len=100, output_len=50, wall_s=[2.0, 1.0, 4.0],
-                                     num_output_tokens=[200, 200, 100])
-    assert record.output_tokens_per_s == [100.0, 200.0, 25.0]
-    assert record.median_output_tokens_per_s == 100.0
-    assert record.total_tokens_per_s == [300.0, 600.0, 125.0]
-    assert record.median_wall_s == 2.0
-
-
-@pytest.mark.parametrize("walls", [[], [0.0], [1.0, 1.0]])
-def test_offline_record_refuses_impossible_times(walls):
-    with pytest.raises(ConfigError, match="wall_s"):
-        OfflineRecord.from_runs(batch_size=1, input_len=1, output_len=1, wall_s=walls, num_output_tokens=[1])

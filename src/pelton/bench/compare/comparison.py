@@ -41,7 +41,7 @@ def read_named(places: Sequence[str]) -> list[Named]:
     names = [path.parent.name if path.name == "results.json" else path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    if len(set(names)) < len(names):
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("results must be different files; a result compared with itself shows nothing")
     return [Named(name, str(path), read_result(path)) for name, path in zip(names, paths)]
 
