@@ -19,8 +19,9 @@ from pelton.cli import main
 from pelton.server.launch import bind
 
 PELTON = [sys.executable, "-m", "pelton.cli"]
-COMMANDS = ["doctor", "plan", "convert", "build", "engine show", "generate", "serve", "bench throughput", "bench serve",
-            "bench sweep", "bench report"]
+COMMANDS = ["doctor", "plan", "convert", "build", "engine show", "generate", "serve", "bench throughput",
+            "bench latency", "bench compare", "bench baseline save", "bench baseline check", "bench engines",
+            "bench serve", "bench sweep", "bench report"]
 LIGHT = ("doctor", "plan", "bench throughput", "bench serve", "bench sweep", "bench report", "engine show")
 HEAVY = ("torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "msgspec", "starlette", "uvicorn",
          "aiohttp", "plotly", "rich", "jinja2", "prometheus_client", "safetensors")
@@ -117,7 +118,8 @@ def test_version(run):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_option_is_one_line(run, command):
-    names = {"build": ["m", "-o", "x"], "convert": ["m", "-o", "x"], "doctor": [], "serve": ["m"], "plan": ["m"]}
+    names = {"build": ["m", "-o", "x"], "convert": ["m", "-o", "x"], "doctor": [], "serve": ["m"], "plan": ["m"],
+             "bench baseline save": ["n", "m"], "bench baseline check": ["n", "m"]}
     positional = names.get(command, ["m"])
     code, out, err = run(*command.split(), *positional, "--nonsense")
     assert (code, out) == (2, "")
@@ -341,7 +343,7 @@ def test_json_of_each_command_parses(run, engine_dir, tmp_path):
         assert code == 0 or argv[0] == "doctor", err
     assert told["build"]["engine"] == str(tmp_path / "engine")
     assert told["engine"]["model"]["architecture"] == "LlamaForCausalLM"
-    assert told["bench"]["records"][0]["num_output_tokens"] == [3]
+    assert told["bench"]["cells"][0]["metrics"]["output_tokens"]["distribution"]["mean"] == 3
 
 
 # Without torch.
