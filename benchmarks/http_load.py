@@ -41,7 +41,8 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         exchanges, wall_s, cpu_s = runner.run(run_closed_loop(client, requests, options.in_flight))
     print(json.dumps({**vars(options), **describe(exchanges, options.output_len), "wall_s": wall_s,
-                      "tokens_per_s": len(exchanges) * options.output_len / wall_s, "client_cpu_share": cpu_s / wall_s}))
+                      "tokens_per_s": len(exchanges) * options.output_len / wall_s,
+                      "client_cpu_share": cpu_s / wall_s}))
 
 
 def make_requests(client: Client, options: argparse.Namespace) -> list[bytes]:
