@@ -5,13 +5,15 @@
 In each round both measure the Pelton server and then a calibration server whose timing is about Pelton's, at each
 concurrency. Definitions are converted to aiperf's: its "inter token latency" is our time per output token (one figure
 a request, the mean shown), its output throughput spans the first sending to the last token of all requests. The two
-should differ by no more than 3 %, or by aiperf's own error on the calibration server where that is larger.
+should differ by no more than 3 %, or by aiperf's own error on the calibration server where that is larger. Server and
+client share the machine, so it must be otherwise idle: the load averages before each round are in the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,7 +36,8 @@ Figures = dict[str, float]
 @contextmanager
 def pelton_server() -> Iterator[str]:
     """The address of `pelton serve pelton-tiny`, on one thread: the clients need the other core."""
-    command = [sys.executable, "-m", "pelton.cli", "serve", "pelton-tiny", "--port", "0", "--num-threads", "1"]
+    command = [sys.executable, "-m", "pelton.cli", "serve", "pelton-tiny", "--port", "0", "--num-threads", "1",
+               "--no-enable-block-reuse"]  # aiperf's prompts begin alike now and then
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             line = process.stdout.readline()
@@ -93,8 +96,9 @@ def ratios(found: Figures, base: Figures) -> Figures:
 
 def measure(program: str, url: str, concurrency: int, count: int, rounds: int) -> dict[str, object]:
     """Both clients in turn on both servers, and whether they agree."""
-    ours, theirs, ours_known, theirs_known = [], [], [], []
+    ours, theirs, ours_known, theirs_known, load = [], [], [], [], []
     for number in range(rounds):
+        load.append(round(os.getloadavg()[0], 2))
         ours.append(ask_pelton("pelton-tiny", url, concurrency, count))
         theirs.append(ask_aiperf(program, "pelton-tiny", url, concurrency, count))
         timing = medians(ours)
@@ -107,7 +111,7 @@ def measure(program: str, url: str, concurrency: int, count: int, rounds: int) -
     difference = {name: round(statistics.median(b[name] / a[name] - 1 for a, b in zip(ours, theirs)), 4)
                   for name in ours[0]}
     error = {name: round(statistics.median(abs(found[name]) for found in theirs_known), 4) for name in ours[0]}
-    return {"pelton_bench": ours, "aiperf": theirs, "aiperf_over_pelton_bench": difference,
+    return {"load_average": load, "pelton_bench": ours, "aiperf": theirs, "aiperf_over_pelton_bench": difference,
             "error_on_calibration": {"pelton_bench": ours_known, "aiperf": theirs_known},
             "allowed": {name: max(TOLERANCE, error[name]) for name in error},
             "agrees": {name: abs(difference[name]) <= max(TOLERANCE, error[name]) for name in error}}
