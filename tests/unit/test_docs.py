@@ -173,7 +173,8 @@ def test_options_in_prose_exist(page):
 COMMAND_WORDS = (("doctor",), ("plan",), ("convert",), ("build",), ("engine", "show"), ("generate",), ("serve",),
                  ("bench", "throughput"), ("bench", "latency"), ("bench", "serve"), ("bench", "sweep"),
                  ("bench", "report"), ("bench", "search"), ("bench", "calibrate"), ("bench", "schema"),
-                 ("bench", "compare"), ("bench", "baseline", "save"), ("bench", "baseline", "check"), ("bench", "engines"))
+                 ("bench", "compare"), ("bench", "baseline", "save"), ("bench", "baseline", "check"),
+                 ("bench", "engines"))
 
 
 def test_all_commands_are_looked_at():
