@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pelton.bench.framing import FramingError, Response, ResponseFramer
-from pelton.errors import ConfigError
+from pelton.errors import ConfigError, ServerError
 
 CONNECT_TIMEOUT_S = 10.0
 SPARE_FILES = 64  # descriptors left for everything but the load's own connections
@@ -289,6 +289,23 @@ class Client:
         """Closes all idle connections."""
         while self._free:
             self._free.pop().close()
+
+
+def check_reachable(address: Address) -> None:
+    """Connects once, so that nothing is prepared for a server that is not there.
+
+    Raises:
+        ServerError: it takes no connection.
+    """
+    try:
+        socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S).close()
+    except TimeoutError:
+        reason = "connection not accepted in time"
+    except OSError as error:
+        reason = _plain(error)
+    else:
+        return
+    raise ServerError(f"cannot reach {address.url}: {reason}; check url and that the server is running")
 
 
 def _plain(error: OSError) -> str:

@@ -12,6 +12,7 @@ from pelton.bench.agenda import Agenda
 from pelton.bench.audit import verdicts
 from pelton.bench.calibrate import error_table
 from pelton.bench.calibration_store import client_errors, level_of
+from pelton.bench.client import Address, check_reachable
 from pelton.bench.files import prepare_output_dir, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.progress import Progress
@@ -35,6 +36,7 @@ def measure(kind: Literal["serve", "sweep", "search"], options: ServeOptions | S
     """
     directory = None if options.output_dir is None else prepare_output_dir(options.output_dir)
     keep = None if directory is None else (lambda result: write_result(result, directory))
+    check_reachable(Address.parse(options.url))
     errors = client_errors(_levels(agenda)) if options.calibrate else []
     if errors and not options.prints_json:
         make_console().print(error_table(errors))
