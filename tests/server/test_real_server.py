@@ -199,7 +199,7 @@ def test_sigterm_lets_short_requests_end_and_leaves_nothing(tmp_path):
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
         assert server.process.wait(DEADLINE_S) == 0
         wait_until_ended(engine_pid)
-        assert server.log.read_text() == "" or "building the engine" in server.log.read_text()
+        assert not re.search("WARNING|ERROR|Traceback", server.log.read_text())
 
 
 def test_ctrl_c_reaches_the_whole_group_and_ends_it_without_noise(tmp_path):
