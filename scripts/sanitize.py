@@ -107,7 +107,9 @@ def samplings() -> None:
     state.params.index_copy_(0, slots, torch.from_numpy(state.pack(params)).cuda())
     rows = state.rows(slots, torch.arange(len(params), dtype=torch.int32, device="cuda"))
     logits = random(len(params), VOCAB, dtype=torch.float32)
-    sampler.adjust(logits, rows, bias=None, banned=torch.tensor([5, VOCAB + 6], device="cuda"), has_penalties=True)
+    places = torch.tensor([5, VOCAB + 6], device="cuda")  # token 5 of row 0, token 6 of row 1
+    addends = (places, torch.full((2,), float("-inf"), device="cuda"))
+    sampler.adjust(logits, rows, addends=addends, has_penalties=True)
     greedy = logits[0].argmax()
     for truncates in (False, True):
         tokens = sampler.sample(logits, rows, truncates=truncates)
