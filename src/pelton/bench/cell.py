@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pelton.bench.conversation import SessionSpec
 from pelton.bench.load.options import LoadOptions
 from pelton.bench.load.trace import TraceRequest
 from pelton.bench.prompts.factory import PromptFactory
 from pelton.bench.prompts.trial import AS_SIZED, Content
-from pelton.bench.results import CellResult, LoadSpec
+from pelton.bench.results import CellResult, LoadSpec, SessionSpec
 from pelton.bench.summary import empty_cell
 
 OPEN_WARMUP_S = 2.0

@@ -6,7 +6,6 @@ import functools
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -18,18 +17,8 @@ from pelton.bench.load.shapes import Shape
 from pelton.bench.load.tally import LoadResult, OnEnd, Tally
 from pelton.bench.prompts import Prompt
 from pelton.bench.prompts.trial import TrialPrompts
+from pelton.bench.results import SessionSpec
 from pelton.bench.target import Target
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionSpec:
-    """What each conversation is like."""
-
-    num_turns: int
-    turn_tokens: int
-    """Tokens of text that the user adds in each turn after the first."""
-    think_time_s: float
-    """Mean of the exponential pause between an answer and the next turn; 0 for none."""
 
 
 async def run_conversations(session: SessionSpec, job: LoadJob, shapes: Iterable[Shape], target: Target,

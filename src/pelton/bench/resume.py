@@ -10,7 +10,7 @@ from pelton.bench.files import read_result
 from pelton.bench.results import CellResult, PromptSpec, RequestRecord, RunResult, TargetInfo
 from pelton.errors import ConfigError
 
-SAME = ("model", "endpoint", "sends_token_ids", "tokenizer_sha256", "output_control")
+SAME = ("model", "protocol", "endpoint", "extra_inputs", "sends_token_ids", "tokenizer_sha256", "output_control")
 
 
 def earlier_run(directory: Path, kind: str) -> RunResult | None:

@@ -17,7 +17,7 @@ from pelton.bench.agenda import Agenda
 from pelton.bench.audit import audit
 from pelton.bench.budget import Budget
 from pelton.bench.calibration_store import nearest
-from pelton.bench.cell import CellSpec
+from pelton.bench.cell import CellSpec, session_of
 from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.load.plan import Planned
@@ -178,6 +178,8 @@ class Run:
             seed=self._seed, request_timeout_s=options.request_timeout,
             duration_budget_s=getattr(options, "duration_budget", None),
             prompts=describe(options.prompt_spec), prompt_spec=options.prompt_spec,
+            session=session_of(options),
+            cancellation_delay_s=options.cancellation_delay if options.cancellation_rate else None,
             first_tokens_unique=target.prompts.first_tokens_unique)
 
 

@@ -24,7 +24,7 @@ from pelton.bench.compare.rules import parse_rule
 from pelton.bench.compare.workload import asked_for, workload_hash
 from pelton.bench.files import prepare_output_dir, write_result
 from pelton.bench.percentiles import summarize
-from pelton.bench.results import Percentile
+from pelton.bench.results import Percentile, SessionSpec
 from pelton.errors import ConfigError
 
 NUM_REQUESTS = 60
@@ -78,12 +78,23 @@ def test_another_workload_is_refused_with_the_fields_named(changed):
     assert any(text.startswith(next(iter(changed))) for text in forced.sides[1].differences)
 
 
-def test_another_tokenizer_or_endpoint_is_another_workload():
+def test_another_tokenizer_route_or_request_is_another_workload():
     base = made()
-    for name, value in (("tokenizer_sha256", "1" * 64), ("endpoint", "completions")):
+    for name, value in (("tokenizer_sha256", "1" * 64), ("endpoint", "completions"), ("protocol", "ollama"),
+                        ("extra_inputs", {"cache_prompt": False})):
         other = msgspec.structs.replace(made(), target=msgspec.structs.replace(base.target, **{name: value}))
         with pytest.raises(ConfigError, match=name):
             held(base, other)
+        forced = held(base, other, force=True)
+        assert workload_hash(base) != workload_hash(other)
+        for page in (render_comparison(forced), to_markdown(forced)):
+            assert f"b measured another workload than a: {name}" in page
+
+
+def test_other_conversations_are_another_workload():
+    told = [SessionSpec(num_turns=3, turn_tokens=8, think_time_s=pause) for pause in (0.0, 1.5)]
+    with pytest.raises(ConfigError, match=r"session.*think_time_s 1\.5"):
+        held(made(session=told[0]), made(session=told[1]))
 
 
 def test_the_same_asked_for_and_other_work_done_is_refused_too():

@@ -8,12 +8,15 @@ import plotly.graph_objects as go
 import pytest
 from helpers.bench import later, request, result, spec
 
+from pelton.bench.compare.workload import workload_hash
 from pelton.bench.files import write_result
 from pelton.bench.options import ReportOptions
 from pelton.bench.report.command import run_report
+from pelton.bench.report.markdown import summary
 from pelton.bench.report.page import render
 from pelton.bench.report.plots import make_plots
-from pelton.bench.results import Analysis, HardwareFacts, LoadSpec, SearchResult, SearchStep, Series
+from pelton.bench.report.view import ReportView
+from pelton.bench.results import Analysis, HardwareFacts, LoadSpec, SearchResult, SearchStep, Series, SessionSpec
 from pelton.bench.summary import recompute
 from pelton.config import ModelConfig
 from pelton.errors import ConfigError
@@ -80,6 +83,17 @@ def test_findings_stand_before_plots_and_definitions_after(page):
         "<h2>Definitions")
     assert "prefers-color-scheme: dark" in page
     assert "usage.prompt_tokens, one per request" in page
+
+
+def test_the_set_up_tells_the_protocol_and_what_else_requests_held():
+    shown = result(CELLS[:1], target={"protocol": "ollama", "extra_inputs": {"num_ctx": 4096}},
+                   workload={"session": SessionSpec(num_turns=4, turn_tokens=9, think_time_s=0.5)})
+    page, text = render(shown), summary(ReportView(shown), [])
+    assert "<dt>further fields of the requests</dt><dd>{&quot;num_ctx&quot;:4096}</dd>" in page
+    for line in ("protocol: ollama",
+                 'further fields of the requests: {"num_ctx":4096}', f"hash: {workload_hash(shown)}",
+                 "conversations: 4 turns, 9 tokens more in each, 0.5 s of thought on average"):
+        assert line in text
 
 
 def test_text_from_the_server_cannot_become_markup():

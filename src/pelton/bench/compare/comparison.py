@@ -87,8 +87,10 @@ def _side(side: Named, differences: list[str]) -> Side:
     result = side.result
     software = " ".join(filter(None, (result.target.server_header, result.target.version)))
     return Side(name=side.name, path=side.path, server=f"{result.target.url}{f' ({software})' if software else ''}",
-                model=result.target.model, started_at=result.environment.started_at, workload=workload_hash(result),
-                differences=differences, status=result.status, verdicts=dict(verdicts(result)))
+                model=result.target.model, protocol=result.target.protocol, endpoint=result.target.endpoint,
+                extra_inputs=result.target.extra_inputs, started_at=result.environment.started_at,
+                workload=workload_hash(result), differences=differences, status=result.status,
+                verdicts=dict(verdicts(result)))
 
 
 def _compare_side(base: Named, side: Named, rules: Sequence[Rule]) -> list[CellComparison]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pelton.bench.compare.records import Comparison
 from pelton.bench.compare.rules import show_change
-from pelton.bench.compare.shown import key_effects, remarks
+from pelton.bench.compare.shown import extra_inputs, key_effects, remarks
 from pelton.bench.table import number
 
 
 def to_markdown(comparison: Comparison) -> str:
     """Sides, remarks, rules, and a table for each cell and side."""
-    lines = ["# Benchmark comparison", "", "| | model | server | started | workload |", "|---|---|---|---|---|"]
+    lines = ["# Benchmark comparison", "", "| | model | server | protocol | further fields | started | workload |",
+             "|---|---|---|---|---|---|---|"]
     for side in comparison.sides:
-        lines.append(_row(f"**{_plain(side.name)}**", side.model, side.server, side.started_at, f"`{side.workload}`"))
+        lines.append(_row(f"**{_plain(side.name)}**", side.model, side.server, f"{side.protocol}, {side.endpoint}",
+                          extra_inputs(side), side.started_at, f"`{side.workload}`"))
     lines += ["", *(f"- {_plain(remark)}" for remark in remarks(comparison))]
     if comparison.rules:
         lines += ["", "## Rules", "", "| rule | result | cell | |", "|---|---|---|---|"]

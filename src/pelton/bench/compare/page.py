@@ -7,7 +7,7 @@ from typing import Any
 
 from pelton.bench.compare.records import CellComparison, Comparison, Effect
 from pelton.bench.compare.rules import show_change
-from pelton.bench.compare.shown import METHODS, key_effects, remarks
+from pelton.bench.compare.shown import METHODS, extra_inputs, key_effects, remarks
 from pelton.bench.report.document import document, plot_section
 from pelton.bench.report.figure import SYMBOLS, Plot, digits
 from pelton.bench.report.tables import facts
@@ -69,7 +69,8 @@ def _sides(comparison: Comparison) -> str:
     for side in comparison.sides:
         said = ", ".join(f"{cell} {verdict}" for cell, verdict in side.verdicts.items())
         parts.append(f"<h2>{escape(side.name)}</h2>" + facts([
-            ("model", side.model), ("server", side.server), ("started", side.started_at), ("file", side.path),
+            ("model", side.model), ("server", side.server), ("protocol", f"{side.protocol}, {side.endpoint}"),
+            ("further fields of the requests", extra_inputs(side)), ("started", side.started_at), ("file", side.path),
             ("workload", side.workload), ("audit", said)]))
     return f"<section><h2>What was compared</h2>{''.join(parts)}</section>"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pelton.bench.results import Record
 
@@ -19,6 +19,10 @@ class Side(Record, kw_only=True):
     path: str
     server: str
     model: str
+    protocol: str
+    endpoint: str
+    extra_inputs: dict[str, Any]
+    """Further fields of every request."""
     started_at: str
     workload: str
     """Hash of what was asked for; equal hashes are equal workloads."""

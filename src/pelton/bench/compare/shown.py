@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pelton.bench.compare.records import CellComparison, Comparison, Effect
+import msgspec
+
+from pelton.bench.compare.records import CellComparison, Comparison, Effect, Side
 
 KEY_FIGURES = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "tpot_p50", "e2e_latency_p50",
                "e2e_latency_p95", "output_throughput", "request_throughput", "goodput", "cost")
@@ -17,6 +19,11 @@ def key_effects(cell: CellComparison) -> list[Effect]:
     """The effects that a table shows; those withheld on both sides are left out."""
     by_name = {e.metric: e for e in cell.effects if e.base is not None or e.other is not None}
     return [by_name[name] for name in KEY_FIGURES if name in by_name]
+
+
+def extra_inputs(side: Side) -> str:
+    """The fields that its requests had beyond the protocol's own."""
+    return msgspec.json.encode(side.extra_inputs).decode() if side.extra_inputs else "none"
 
 
 def remarks(comparison: Comparison) -> Iterator[str]:

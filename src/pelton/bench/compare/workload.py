@@ -1,7 +1,8 @@
 """Whether two results were asked for the same work.
 
 What was asked for is what a user chose and what changes the figures: the loads, the sizes, how prompts were made, how
-the output's length was asked for, warm-up, and the tokenizer that sizes are counted with. The server is not part of it.
+the output's length was asked for, warm-up, the protocol, further fields of the requests, and the tokenizer that sizes
+are counted with. The server is not part of it.
 Nor is the seed, because prompts are fresh in every run on purpose, nor the number of trials, which changes how sure a
 figure is and not what it is. A time budget cuts cells short, which the audit says.
 """
@@ -29,8 +30,8 @@ def asked_for(result: RunResult) -> dict[str, Any]:
         fields.pop(name)
     loads = [_load(load) for load in msgspec.to_builtins(workload.loads)]
     return {**fields, "loads": sorted(loads, key=repr), "kind_of_answers": sorted({_answers(c) for c in result.cells}),
-            "endpoint": target.endpoint, "sends_token_ids": target.sends_token_ids,
-            "tokenizer_sha256": target.tokenizer_sha256}
+            "protocol": target.protocol, "endpoint": target.endpoint, "extra_inputs": target.extra_inputs,
+            "sends_token_ids": target.sends_token_ids, "tokenizer_sha256": target.tokenizer_sha256}
 
 
 def workload_hash(result: RunResult) -> str:
@@ -75,4 +76,6 @@ def _show(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "[" + "; ".join(", ".join(f"{k} {v}" for k, v in item.items() if v not in (None, [], 0.0, 1.0))
                                for item in value) + "]"
-    return str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    return "none" if value is None else str(value)

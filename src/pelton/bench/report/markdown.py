@@ -1,10 +1,11 @@
-"""The report in short, as Markdown: verdicts, findings, a table of the cells, pictures."""
+"""The report in short, as Markdown: verdicts, findings, a table of the cells, pictures, set-up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pelton.bench.report.figure import Plot
+from pelton.bench.report.setup import setup_facts
 from pelton.bench.report.view import ReportView
 from pelton.bench.results import CellResult, Distribution
 from pelton.bench.table import number
@@ -35,6 +36,7 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
               "samples too few.", ""]
     for plot, path in pictures:
         lines += [f"## {plot.title}", "", plot.caption, "", f"![{plot.title}]({path})", ""]
+    lines += ["## Set-up", "", *(f"- {name}: {_plain(value)}" for name, value in setup_facts(result)), ""]
     return "\n".join(lines)
 
 

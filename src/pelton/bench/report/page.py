@@ -6,11 +6,11 @@ import datetime
 from html import escape
 from pathlib import Path
 
-from pelton.bench.compare.workload import workload_hash
 from pelton.bench.files import write_atomic
 from pelton.bench.percentiles import RULE
 from pelton.bench.report.document import document, plot_section
 from pelton.bench.report.plots import make_plots
+from pelton.bench.report.setup import setup_facts
 from pelton.bench.report.tables import (
     cells_table,
     client_table,
@@ -109,29 +109,5 @@ def _tables(view: ReportView) -> str:
 
 def _setup(view: ReportView) -> str:
     result = view.result
-    target, workload, where = result.target, result.workload, result.environment
-    yes = {True: "yes", False: "no"}
-    hardware, price = result.analysis.hardware, result.analysis.price_per_hour
-    pairs = [
-        ("server", target.url), ("server software", " ".join(filter(None, (target.server_header, target.version)))
-                                 or "not told"),
-        ("hardware", "not known: figures are held against no limits" if hardware is None else
-         f"{hardware.num_gpus} × {hardware.gpu}, told by the {hardware.source}"),
-        ("model", target.model), ("endpoint", target.endpoint), ("tokenizer", target.tokenizer),
-        ("tokenizer's SHA-256", target.tokenizer_sha256),
-        ("template", f"{target.template_tokens} tokens"), ("output length asked by", target.output_control),
-        ("server reports usage", f"{yes[target.reports_usage]}; in streams {yes[target.reports_stream_usage]}"),
-        ("prompts", f"{workload.prompts}; {'token ids' if target.sends_token_ids else 'text'}"),
-        ("loads", ", ".join(load.label for load in workload.loads[:12])),
-        ("tokens in, out", f"{', '.join(workload.prompt_tokens)}; {', '.join(workload.output_tokens)}"),
-        ("workload's hash", f"{workload_hash(result)} (equal for runs that were asked for the same)"),
-        ("repeats of each cell", workload.num_trials),
-        ("seed", workload.seed), ("temperature", workload.temperature),
-        ("warm-up", "one request per slot" if workload.num_warmup is None else f"{workload.num_warmup} requests"),
-        ("measured for", f"{result.duration_s:.1f} s"), ("client", f"pelton {where.pelton_version}, Python "
-                                                         f"{where.python_version}, {where.num_cpus} CPUs"),
-        ("system", where.platform), ("started", where.started_at)]
-    pairs += [("price per hour", f"{price:g}")] if price is not None else []
-    pairs += [("not watched", reason) for reason in result.series_missing]
-    return (f"<section><h2>Set-up</h2>{facts(pairs)}{client_table(view.cells)}<p>The same run again:</p>"
-            f"<pre>{escape(where.command)}</pre></section>")
+    return (f"<section><h2>Set-up</h2>{facts(setup_facts(result))}{client_table(view.cells)}<p>The same run again:</p>"
+            f"<pre>{escape(result.environment.command)}</pre></section>")

@@ -15,11 +15,11 @@ from pelton.bench.results.run import SCHEMA, RunResult
 from pelton.bench.results.search import SearchResult, SearchStep
 from pelton.bench.results.series import Series
 from pelton.bench.results.target import Environment, TargetInfo
-from pelton.bench.results.workload import SYNTHETIC, PromptSpec, Workload
+from pelton.bench.results.workload import SYNTHETIC, PromptSpec, SessionSpec, Workload
 
 __all__ = [
     "Analysis", "CellResult", "ClientError", "ClientLoad", "Distribution", "Environment", "Finding",
     "HardwareFacts", "LoadKind", "LoadSpec", "LoadStage", "MetricDefinition", "MetricResult", "NO_ANALYSIS",
     "Percentile", "PromptSpec", "Record", "RequestRecord", "RunResult", "SCHEMA", "SYNTHETIC", "SearchResult",
-    "SearchStep", "Series", "Status", "TargetInfo", "TokenCountSource", "Window", "Workload",
+    "SearchStep", "Series", "SessionSpec", "Status", "TargetInfo", "TokenCountSource", "Window", "Workload",
 ]

@@ -29,6 +29,16 @@ class PromptSpec(Record, kw_only=True):
 SYNTHETIC = PromptSpec()
 
 
+class SessionSpec(Record):
+    """What each conversation is like."""
+
+    num_turns: int
+    turn_tokens: int
+    """Tokens of text that the user adds in each turn after the first."""
+    think_time_s: float
+    """Mean of the exponential pause between an answer and the next turn; 0 for none."""
+
+
 class Workload(Record, kw_only=True):
     """What was asked for."""
 
@@ -48,5 +58,9 @@ class Workload(Record, kw_only=True):
     prompts: str
     """How the prompts were made, in words."""
     prompt_spec: PromptSpec = SYNTHETIC
+    session: SessionSpec | None = None
+    """Conversations; none for single requests."""
+    cancellation_delay_s: float | None = None
+    """Cancelled requests are given up within so long; none: after a random number of chunks."""
     first_tokens_unique: bool
     """Whether no two prompts of the run share their first content token."""
