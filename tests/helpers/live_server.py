@@ -13,7 +13,8 @@ import httpx
 
 from pelton.config import ServeConfig
 from pelton.server.app import create_app
-from pelton.server.launch import HttpServer, bind
+from pelton.server.http import HttpServer
+from pelton.server.launch import bind
 from pelton.server.state import EngineClientLike
 from pelton.tokenizer.tokenizer import Tokenizer
 

@@ -1,10 +1,12 @@
 """The server as a program: ports, port file, signals, what it imports."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -145,6 +147,59 @@ def test_an_engine_that_is_refused_is_told(engine_dir):
 
 
 def test_imports_no_torch():
-    code = "import sys, pelton.server.launch; print({'torch', 'transformers', 'numpy', 'fastapi'} & set(sys.modules))"
+    code = """if True:
+        import sys, pelton.server.app, pelton.server.http, pelton.server.launch
+        print({'torch', 'transformers', 'numpy', 'fastapi'} & set(sys.modules))
+        """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_engine_starts_before_what_http_takes_is_imported():
+    modules = "{'uvicorn', 'starlette', 'tokenizers', 'jinja2'}"
+    code = f"import sys, pelton.server.launch; print({modules} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_the_app_is_loaded_while_the_engine_starts(engine_dir, monkeypatch):
+    is_app_loading, told = threading.Event(), []
+
+    async def start(engine_dir, config, *, random_weights):
+        if not await asyncio.to_thread(is_app_loading.wait, 30):
+            told.append("the engine waited for the app")
+        raise EngineError("it has had enough")
+
+    def load_app(*args, **options):
+        is_app_loading.set()
+
+    monkeypatch.setattr(launch.EngineClient, "start", start)
+    monkeypatch.setattr(launch, "_load_app", load_app)
+    with pytest.raises(EngineError, match="had enough"):
+        run_serve(engine_dir, ServeConfig(port=0), ExecutorConfig(), model_name="m")
+    assert told == []
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_a_tokenizer_that_is_refused_ends_the_engine(engine_dir, monkeypatch, is_ready):
+    client, has_begun, has_ended = FakeEngineClient(Tokenizer.from_dir(engine_dir / "tokenizer")), threading.Event(), []
+
+    async def start(engine_dir, config, *, random_weights):
+        try:
+            has_begun.set()
+            if not is_ready:
+                await asyncio.Event().wait()
+            return client
+        finally:
+            has_ended.append(True)
+
+    def load_app(*args, **options):
+        assert has_begun.wait(30)
+        raise CheckpointError("no tokenizer here")
+
+    monkeypatch.setattr(launch.EngineClient, "start", start)
+    monkeypatch.setattr(launch, "_load_app", load_app)
+    with pytest.raises(CheckpointError, match="no tokenizer here"):
+        run_serve(engine_dir, ServeConfig(port=0), ExecutorConfig(), model_name="m")
+    assert has_ended == [True]
+    assert client.is_alive != is_ready

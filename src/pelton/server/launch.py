@@ -1,9 +1,12 @@
-"""Brings a server up and down: port, engine process, HTTP, signals. Imports no torch; the engine is another process."""
+"""Brings a server up and down: port, engine process, HTTP, signals. Imports no torch; the engine is another process.
+
+That process is what a start waits for, so it comes first: what HTTP takes (its modules, the tokenizer) is brought in
+while the engine loads.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
 import logging
@@ -13,27 +16,22 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-
-import uvicorn
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING
 
 from pelton.config import ExecutorConfig, RandomWeights, ServeConfig
 from pelton.engine.client import EngineClient
 from pelton.errors import ConfigError
-from pelton.server.app import create_app
-from pelton.server.state import EngineClientLike
-from pelton.tokenizer.numbers import NumberTokenizer
-from pelton.tokenizer.tokenizer import Tokenizer
 
-GRACE_S = 5
-"""Running requests may go on for this long after SIGTERM or SIGINT; then they are cut."""
-KEEP_ALIVE_S = 75
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from pelton.server.state import EngineClientLike
+    from pelton.tokenizer.tokenizer import Tokenizer
+
 SERVED_CHUNK = 2048
 """Default of chunked_prefill_size: a step with so many prompt tokens keeps a large GPU's multipliers busy."""
-BACKLOG = 2048
-LAST_WORDS_S = 2.0
 MAX_OPEN_FILES = 65_536
 _log = logging.getLogger("pelton.server")
 
@@ -51,21 +49,40 @@ def run_serve(engine_dir: Path, serve: ServeConfig, executor: ExecutorConfig, *,
     """
     _set_up_logging(serve.log_level)
     _raise_file_limit()
-    tokenizer_dir = engine_dir / "tokenizer" if random_weights is None else engine_dir
-    tokenizer = _load_tokenizer(tokenizer_dir, serve, is_optional=random_weights is not None)
     with bind(serve.host, serve.port) as listener:
         if serve.port_file is not None:
             _prepare_port_file(Path(serve.port_file))
+        tokenizer_dir = engine_dir / "tokenizer" if random_weights is None else engine_dir
 
-        def make_app(client: EngineClientLike) -> ASGIApp:
-            return create_app(client, tokenizer, serve, model_name=model_name, tokenizer_dir=tokenizer_dir)
+        def load_app() -> Callable[[EngineClientLike], ASGIApp]:
+            return _load_app(tokenizer_dir, serve, model_name=model_name, is_optional=random_weights is not None)
 
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(_serve(lambda: EngineClient.start(engine_dir, executor, random_weights=random_weights),
-                                     serve, listener, make_app))
+                                     serve, listener, load_app))
+
+
+def _load_app(tokenizer_dir: Path, serve: ServeConfig, *, model_name: str,
+              is_optional: bool) -> Callable[[EngineClientLike], ASGIApp]:
+    """What makes the app of an engine, with its modules imported and the tokenizer read.
+
+    Args:
+        is_optional: whether there may be no tokenizer.
+
+    Raises:
+        CheckpointError: the tokenizer is missing or damaged.
+    """
+    from pelton.server import http  # noqa: F401  uvicorn, wanted later
+    from pelton.server.app import create_app
+
+    tokenizer = _load_tokenizer(tokenizer_dir, serve, is_optional=is_optional)
+    return lambda client: create_app(client, tokenizer, serve, model_name=model_name, tokenizer_dir=tokenizer_dir)
 
 
 def _load_tokenizer(folder: Path, serve: ServeConfig, *, is_optional: bool) -> Tokenizer:
+    from pelton.tokenizer.numbers import NumberTokenizer
+    from pelton.tokenizer.tokenizer import Tokenizer
+
     if is_optional and serve.chat_template is None and not (folder / "tokenizer.json").exists():
         return NumberTokenizer()
     return Tokenizer.from_dir(folder, chat_template=serve.chat_template)
@@ -100,58 +117,19 @@ def _address_error(error: OSError, host: str, port: int) -> ConfigError:
     return ConfigError(f"host {host!r}, port {port}: {error.strerror}")
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn on a bound socket; leaves signals to its caller.
-
-    Args:
-        on_started: called once connections are accepted.
-    """
-
-    def __init__(self, app: ASGIApp, listener: socket.socket, *, is_verbose: bool = False,
-                 on_started: Callable[[], None] = lambda: None):
-        super().__init__(uvicorn.Config(
-            app, http="httptools", ws="none", lifespan="off", log_config=None,
-            log_level="debug" if is_verbose else "error", access_log=is_verbose, server_header=False,
-            proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S))
-        self._listener = listener
-        self._on_started = on_started
-
-    async def run_until_stopped(self) -> None:
-        """Serves until `stop` is called.
-
-        Raises:
-            OSError: another program began to listen on the port since it was bound.
-        """
-        self._listener.listen(BACKLOG)  # uvloop would pass over a failure
-        await self.serve(sockets=[self._listener])
-        if tasks := list(self.server_state.tasks):  # cancelled, and saying so to their clients
-            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
-
-    def stop(self) -> None:
-        """Ends the server gracefully; a second call ends it at once."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve(start_engine: Callable[[], Awaitable[EngineClientLike]], serve: ServeConfig, listener: socket.socket,
-                 make_app: Callable[[EngineClientLike], ASGIApp]) -> int:
+                 load_app: Callable[[], Callable[[EngineClientLike], ASGIApp]]) -> int:
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, main.cancel)
     try:
-        client = await start_engine()
+        client, make_app = await _load(start_engine, load_app)
     except asyncio.CancelledError:  # told to stop while loading
         return 0
+    from pelton.server.http import HttpServer
+
     port = listener.getsockname()[1]
     server = HttpServer(make_app(client), listener, is_verbose=serve.log_level == "debug",
                         on_started=lambda: _announce(serve, port))
@@ -168,6 +146,21 @@ async def _serve(start_engine: Callable[[], Awaitable[EngineClientLike]], serve:
         watch.cancel()
         await client.shutdown()
     return 0
+
+
+async def _load(start_engine: Callable[[], Awaitable[EngineClientLike]],
+                load_app: Callable[[], Callable[[EngineClientLike], ASGIApp]]
+                ) -> tuple[EngineClientLike, Callable[[EngineClientLike], ASGIApp]]:
+    """Starts the engine, and loads the app on a thread meanwhile. If either fails or is cancelled, the engine ends."""
+    engine = asyncio.ensure_future(start_engine())
+    try:
+        make_app = await asyncio.to_thread(load_app)
+        return await engine, make_app
+    except BaseException:
+        if not engine.cancel() and not engine.cancelled() and engine.exception() is None:
+            await engine.result().shutdown()
+        await asyncio.gather(engine, return_exceptions=True)
+        raise
 
 
 def _announce(serve: ServeConfig, port: int) -> None:
