@@ -32,6 +32,7 @@ _FLOPS_PER_CLOCK: dict[Arithmetic, tuple[tuple[str, int], ...]] = {
 _FALLBACK_FLOPS_PER_CLOCK = 4
 _FALLBACK_CLOCK_HZ = 2.5e9
 _READ_BYTES_PER_THREAD = 128 * MIB
+_MANY_CPUS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,12 @@ def available_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
+
+
+def has_spare_cores() -> bool:
+    """Whether a thread may look for something again and again instead of sleeping until it is woken, which takes
+    longer: there are cores enough for all else that an engine and its server do."""
+    return len(available_cpus()) >= _MANY_CPUS
 
 
 def count_cores(cpuinfo: str, num_available: int) -> int:

@@ -7,12 +7,13 @@ who waits is woken by it; a queue with threads of its own took half a millisecon
 from __future__ import annotations
 
 import asyncio
-import os
 import selectors
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+
+from pelton.host import has_spare_cores
 
 _LENGTH_BYTES = 4
 _READ_BYTES = 2**18
@@ -194,4 +195,4 @@ class EngineEnd:
 
 def spin_seconds() -> float:
     """How long an idle engine may look for work before it sleeps: not at all where processors are few."""
-    return 0.02 if (os.cpu_count() or 1) >= 8 else 0.0
+    return 0.02 if has_spare_cores() else 0.0

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from pelton.host import has_spare_cores
+
 Job = Callable[[], None]
 _ALIGN_BYTES = 16
 
@@ -69,11 +71,11 @@ class CpuQueue:
 
 
 class _EventSignal:
-    """A CUDA event. Who waits sleeps: being woken takes some microseconds, and with overlap the device has its next
-    step by then."""
+    """A CUDA event. Who waits looks again and again where cores are plenty, and sleeps where they are few: to be woken
+    took 0.2 to 0.6 ms on the host of an H200."""
 
     def __init__(self, stream: torch.cuda.Stream):
-        self._event = torch.cuda.Event(blocking=True)
+        self._event = torch.cuda.Event(blocking=not has_spare_cores())
         self._event.record(stream)
 
     def wait(self) -> None:
