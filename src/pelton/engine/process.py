@@ -21,6 +21,7 @@ from pelton.config import ExecutorConfig, RandomWeights, from_dict
 from pelton.engine import messages
 from pelton.engine.channel import EngineEnd, spin_seconds
 from pelton.engine.loop import EngineLoop, refusal
+from pelton.engine.wake import wake_driver
 from pelton.errors import PeltonError, RequestError, missing_part
 from pelton.lifeline import end_with_parent
 from pelton.types import Output, Request
@@ -151,9 +152,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load(args: argparse.Namespace) -> EngineLoop:
+    config = from_dict(ExecutorConfig, json.loads(args.config))
+    if config.device != "cpu":
+        wake_driver()
     from pelton.engine.assemble import make_loop, make_random_loop  # torch
 
-    config = from_dict(ExecutorConfig, json.loads(args.config))
     if args.random_weights is None:
         return make_loop(Path(args.engine), config)
     return make_random_loop(args.engine, from_dict(RandomWeights, json.loads(args.random_weights)), config)
