@@ -1,18 +1,21 @@
-"""Opens an engine directory: refuses what cannot run here, decides the memory, then brings in checked weights."""
+"""Opens an engine directory: refuses what cannot run here, decides the memory, then brings in checked weights.
+
+On a GPU the weights come while the runner is being made, where its making does not depend on their values.
+"""
 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pelton.config import ExecutorConfig
+from pelton.config import ExecutorConfig, ModelConfig
 from pelton.errors import ConfigError, EngineError
 from pelton.host import available_cpus, count_cores, read_text
+from pelton.kernels.registry import load_ops
 from pelton.ledger import Ledger
 from pelton.manifest import (
     Limits,
@@ -25,7 +28,7 @@ from pelton.manifest import (
 )
 from pelton.runner.limits import narrow
 from pelton.runner.memory import plan_memory
-from pelton.runner.upload import PAD_PREFIX, upload_weights
+from pelton.runner.upload import PAD_PREFIX, WeightUpload
 
 if TYPE_CHECKING:
     from pelton.runner.tuning import KernelUse
@@ -42,14 +45,27 @@ class LoadedEngine:
     ledger: Ledger
     weights: dict[str, torch.Tensor]
     """Canonical name -> tensor on `device`."""
+    upload: WeightUpload | None
+    """What still fills them; none on a CPU."""
     device: torch.device
     num_threads: int
     kernels: KernelUse | None
     """Where compiled kernels come from; none on a CPU."""
 
+    def wait(self) -> None:
+        """Until the weights have their values.
+
+        Raises:
+            EngineError: their file is damaged.
+        """
+        if self.upload is not None:
+            self.upload.wait()
+            _log.info("weights: %.2f GB checked and loaded in %.2f s, %.1f GB/s", self.upload.num_bytes / 1e9,
+                      self.upload.seconds, self.upload.num_bytes / 1e9 / self.upload.seconds)
+
 
 def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
-    """Reads an engine directory.
+    """Reads an engine directory. The weights count once its `wait` has returned.
 
     Raises:
         EngineError: it is damaged, of another format, or for another device or number of ranks.
@@ -65,27 +81,27 @@ def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:
         manifest.model, limits, config.kv_cache_config, weights_bytes=manifest.files[weights_name(0)].size_bytes,
         dtype=manifest.dtype, kv_dtype=manifest.kv_cache_dtype, device=device)
     _log.info("memory in bytes: %s", "; ".join(" ".join(line.split()) for line in ledger.to_lines()))
-    kernels = None
+    kernels = upload = None
     if device.type == "cuda":
         from pelton.runner.tuning import use_tuning
 
         kernels = use_tuning(engine_dir, manifest, device)
-    began = time.perf_counter()
-    weights = load_weights(engine_dir, manifest, device)
-    seconds = time.perf_counter() - began
-    num_bytes = manifest.files[weights_name(0)].size_bytes
-    _log.info("weights: %.2f GB checked and loaded in %.2f s, %.1f GB/s", num_bytes / 1e9, seconds,
-              num_bytes / 1e9 / seconds)
-    return LoadedEngine(manifest=manifest, limits=limits, ledger=ledger, device=device, weights=weights,
+        upload = WeightUpload(engine_dir, manifest, weights_name(0), device)
+        if reads_weights(manifest.model, manifest.dtype, device):
+            upload.wait()
+    weights = map_weights(engine_dir, manifest) if upload is None else dict(upload.tensors)
+    return LoadedEngine(manifest=manifest, limits=limits, ledger=ledger, device=device, weights=weights, upload=upload,
                         kernels=kernels, num_threads=config.num_threads or default_num_threads())
 
 
-def load_weights(engine_dir: Path, manifest: Manifest, device: torch.device, *,
-                 rank: int = 0) -> dict[str, torch.Tensor]:
-    """The weights of one rank, checked by parallel threads against the manifest's hashes.
+def reads_weights(model: ModelConfig, dtype: str, device: torch.device) -> bool:
+    """Whether a decoder that is being made computes something from its weights: norms with an offset, other layouts."""
+    return model.norm_weight_offset != 0 or load_ops(device.type).linear.is_relaid(getattr(torch, dtype))
 
-    On a CPU they are then mapped: the tensors' memory is the file's pages, shared with other processes and not to be
-    written to. To a GPU they are copied while they are checked.
+
+def map_weights(engine_dir: Path, manifest: Manifest, *, rank: int = 0) -> dict[str, torch.Tensor]:
+    """The weights of one rank for a CPU, checked by parallel threads against the manifest's hashes and then mapped: the
+    tensors' memory is the file's pages, shared with other processes and not to be written to.
 
     Raises:
         EngineError: the file is missing or damaged.
@@ -93,10 +109,8 @@ def load_weights(engine_dir: Path, manifest: Manifest, device: torch.device, *,
     from safetensors import safe_open
 
     name = weights_name(rank)
-    if device.type == "cuda":
-        return upload_weights(engine_dir, manifest, name, device)
     verify_files(engine_dir, manifest, names=[name])
-    with safe_open(str(engine_dir / name), framework="pt", device=str(device)) as file:
+    with safe_open(str(engine_dir / name), framework="pt", device="cpu") as file:
         return {key: file.get_tensor(key) for key in file.keys() if not key.startswith(PAD_PREFIX)}  # noqa: SIM118
 
 

@@ -129,9 +129,13 @@ class Runner:
 
         engine = load_engine(Path(engine_dir), config)
         manifest = engine.manifest
-        runner = cls.from_weights(manifest.model, engine.weights, engine.limits, num_blocks=engine.ledger.num_blocks,
-                                  kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
-                                  num_threads=engine.num_threads)
+        try:
+            runner = cls.from_weights(manifest.model, engine.weights, engine.limits,
+                                      num_blocks=engine.ledger.num_blocks,
+                                      kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
+                                      num_threads=engine.num_threads)
+        finally:
+            engine.wait()
         if engine.kernels is not None:
             engine.kernels.report()
         runner.ledger = engine.ledger

@@ -1,13 +1,16 @@
 """Weights from a file to a GPU: threads read, check and copy chunks, each through page-locked memory of its own.
 
 No tensor is ever whole in main memory, and reading, hashing and copying go on at once: what is slowest of the disk,
-the cores and the bus sets the pace.
+the cores and the bus sets the pace. Whoever needs the tensors' addresses alone need not wait: kernels can be loaded and
+graphs captured meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +49,8 @@ class _DeviceSink:
         self._places, self._tensors = places, tensors
         self._starts = [place.start for place in places]
         is_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if is_gpu else None
+        # Streams come from rings, one per priority: no copy may land in a stream that a runner captures meanwhile.
+        self._stream = torch.cuda.Stream(device, priority=-1) if is_gpu else None
         self._buffers = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=is_gpu) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in self._buffers] if is_gpu else None
         self._turn = 0
@@ -63,6 +67,11 @@ class _DeviceSink:
                 self._copied[self._turn].record()
         self._turn = 1 - self._turn
 
+    def finish(self) -> None:
+        """Waits until all copies are made."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
     def _copy(self, offset: int, num_bytes: int) -> None:
         stop = offset + num_bytes
         index = max(bisect_right(self._starts, offset) - 1, 0)
@@ -75,27 +84,71 @@ class _DeviceSink:
             index += 1
 
 
-def upload_weights(engine_dir: Path, manifest: Manifest, name: str, device: torch.device, *,
-                   threads: int | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of one safetensors file of an engine, on a device, checked against the manifest on the way.
+class WeightUpload:
+    """The tensors of one safetensors file of an engine, on a device at once, and filled while the caller goes on.
+
+    They begin as zeros, so that kernels which read them too early find finite numbers. `wait` must be called before
+    their values count.
+
+    Attributes:
+        tensors: by name.
+        num_bytes: of all of them.
+        seconds: what it took; known after `wait`.
 
     Raises:
-        EngineError: the file is missing or damaged.
+        EngineError: the file is missing, or its header is damaged.
     """
-    try:
-        places = _read_places(engine_dir / name)
-    except (OSError, ValueError, KeyError, TypeError):
-        verify_files(engine_dir, manifest, names=[name])  # says what is wrong with the file
-        raise
-    tensors = {place.name: torch.empty(place.shape, dtype=place.dtype, device=device) for place in places}
-    flat = [tensor.view(-1).view(torch.uint8) if tensor.numel() else tensor for tensor in tensors.values()]
-    num_threads = threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    if device.type == "cuda":  # kernels that read what was in this memory before may still be to run
-        torch.cuda.current_stream(device).synchronize()
-    drain_checked(engine_dir, manifest, name, lambda: _DeviceSink(places, flat, device), threads=num_threads)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return tensors
+
+    def __init__(self, engine_dir: Path, manifest: Manifest, name: str, device: torch.device, *,
+                 threads: int | None = None):
+        try:
+            places = _read_places(engine_dir / name)
+        except (OSError, ValueError, KeyError, TypeError):
+            verify_files(engine_dir, manifest, names=[name])  # says what is wrong with the file
+            raise
+        self.tensors = {place.name: torch.zeros(place.shape, dtype=place.dtype, device=device) for place in places}
+        self.num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        self.seconds = 0.0
+        self._flat = [tensor.view(-1).view(torch.uint8) if tensor.numel() else tensor
+                      for tensor in self.tensors.values()]
+        self._source = engine_dir, manifest, name
+        self._is_gpu = device.type == "cuda"
+        self._error: Exception | None = None
+        if self._is_gpu:  # the zeros come first, and kernels that read what was in this memory before
+            torch.cuda.current_stream(device).synchronize()
+        num_threads = threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._thread = threading.Thread(target=self._run, args=(places, device, num_threads), name="weights",
+                                        daemon=True)
+        self._thread.start()
+
+    def wait(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors once all are there; may be called again.
+
+        Raises:
+            EngineError: the file is damaged.
+        """
+        self._thread.join()
+        if self._flat and self._is_gpu:
+            torch._C._host_emptyCache()  # page-locked memory that nothing of this size wants again
+        self._flat = []
+        if self._error is not None:
+            raise self._error
+        return self.tensors
+
+    def _run(self, places: list[Place], device: torch.device, num_threads: int) -> None:
+        began, sinks = time.perf_counter(), []
+
+        def make_sink() -> _DeviceSink:
+            sinks.append(_DeviceSink(places, self._flat, device))
+            return sinks[-1]
+
+        try:
+            drain_checked(*self._source, make_sink, threads=num_threads)
+            for sink in sinks:
+                sink.finish()
+        except Exception as error:
+            self._error = error
+        self.seconds = time.perf_counter() - began
 
 
 def _read_places(path: Path) -> list[Place]:

@@ -2,20 +2,25 @@
 
 import dataclasses
 import os
+import threading
 
 import pytest
 import torch
-from helpers.checkpoints import make_checkpoint
+from helpers.checkpoints import ARCHITECTURES, make_checkpoint
 
 from pelton.build.write import build
 from pelton.cache.pool import KvPool
+from pelton.checkpoint.hf_config import load_model_config
 from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig, ParallelConfig
 from pelton.errors import CapacityError, ConfigError, EngineError
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.manifest import read_manifest, weights_name, write_manifest
-from pelton.runner.load import load_engine, load_weights
+from pelton.models.decoder import Decoder
+from pelton.models.registry import get_architecture
+from pelton.runner import upload
+from pelton.runner.load import load_engine, map_weights, reads_weights
 from pelton.runner.runner import Runner, load_decoder_class
-from pelton.runner.upload import upload_weights
+from pelton.runner.upload import WeightUpload
 from pelton.types import Batch, SamplingParams, SlotInit
 
 CPU = torch.device("cpu")
@@ -47,7 +52,7 @@ def greedy_by_decoder(engine_dir, num_tokens):
     """The whole sequence prefilled anew for each token: no cache, no slots."""
     manifest = read_manifest(engine_dir)
     model = manifest.model
-    decoder = load_decoder_class(model)(model, load_weights(engine_dir, manifest, CPU))
+    decoder = load_decoder_class(model)(model, map_weights(engine_dir, manifest))
     tokens = list(PROMPT)
     for _ in range(num_tokens):
         pool = KvPool(8, model.num_layers, model.num_kv_heads, 16, model.head_dim, torch.float32)
@@ -76,7 +81,7 @@ def test_engine_runs_from_its_directory(built):
 
 
 def test_weights_are_mapped_whole_and_without_fillers(built):
-    weights = load_weights(built, read_manifest(built), CPU)
+    weights = map_weights(built, read_manifest(built))
     assert not [name for name in weights if name.startswith("_pad")]
     assert weights["layers.3.down.weight"].shape == (64, 96)
     name = weights_name(0)
@@ -93,8 +98,8 @@ def test_uploaded_weights_equal_mapped_ones(checkpoint, tmp_path, monkeypatch, c
         monkeypatch.setattr(f"pelton.{module}.CHUNK_BYTES", chunk_bytes)
     build(checkpoint, tmp_path / "engine", OPTIONS)
     manifest = read_manifest(tmp_path / "engine")
-    uploaded = upload_weights(tmp_path / "engine", manifest, weights_name(0), CPU, threads=3)
-    mapped = load_weights(tmp_path / "engine", manifest, CPU)
+    uploaded = WeightUpload(tmp_path / "engine", manifest, weights_name(0), CPU, threads=3).wait()
+    mapped = map_weights(tmp_path / "engine", manifest)
     assert uploaded.keys() == mapped.keys()
     for name, tensor in mapped.items():
         assert uploaded[name].shape == tensor.shape
@@ -113,7 +118,61 @@ def test_damaged_weights_are_not_uploaded(engine, damage):
         content[len(content) // 2 if damage == "flip" else 9] ^= 1
         path.write_bytes(content)
     with pytest.raises(EngineError, match=r"weights-0\.safetensors .*(altered|truncated|missing).*pelton build"):
-        upload_weights(engine, read_manifest(engine), weights_name(0), CPU)
+        WeightUpload(engine, read_manifest(engine), weights_name(0), CPU).wait()
+
+
+def test_tensors_are_there_before_their_values(engine, monkeypatch):
+    may_begin = threading.Event()
+
+    def drain(*args, inner=upload.drain_checked, **options):
+        assert may_begin.wait(30)
+        inner(*args, **options)
+
+    monkeypatch.setattr(upload, "drain_checked", drain)
+    manifest = read_manifest(engine)
+    weights = WeightUpload(engine, manifest, weights_name(0), CPU)
+    seen = {name: tensor.clone() for name, tensor in weights.tensors.items()}
+    may_begin.set()
+    mapped = map_weights(engine, manifest)
+    assert seen.keys() == mapped.keys()
+    assert not any(tensor.any() for tensor in seen.values())
+    for _ in range(2):
+        assert all(mapped[name].equal(tensor) for name, tensor in weights.wait().items())
+    assert weights.num_bytes == sum(tensor.nbytes for tensor in mapped.values())
+
+
+def test_damage_found_late_is_told_as_often_as_it_is_asked_for(engine):
+    path = engine / weights_name(0)
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    weights = WeightUpload(engine, read_manifest(engine), weights_name(0), CPU)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="altered"):
+            weights.wait()
+
+
+def tensors_in(thing, found):
+    """All tensors that a model holds, by address."""
+    if isinstance(thing, torch.Tensor):
+        found.add(thing.data_ptr())
+    elif isinstance(thing, list | tuple | dict):
+        for item in thing.values() if isinstance(thing, dict) else thing:
+            tensors_in(item, found)
+    elif type(thing).__module__.startswith("pelton."):
+        tensors_in(getattr(thing, "__dict__", {}), found)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_decoder_that_reads_no_weights_holds_those_it_was_given(architecture, tmp_path):
+    """So that it can be made while they are still on their way."""
+    config = load_model_config(make_checkpoint(architecture, tmp_path, dtype="bfloat16"))
+    weights = {spec.name: torch.zeros(spec.shape, dtype=torch.bfloat16)
+               for spec in get_architecture(config.architecture).weights(config)}
+    addresses = {tensor.data_ptr() for tensor in weights.values()}
+    held = tensors_in(Decoder(config, dict(weights), implementation="cuda"), set())
+    assert (addresses <= held) != reads_weights(config, "bfloat16", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
@@ -158,7 +217,7 @@ def test_configuration_is_checked_before_weights_are_read(engine):
 
 def test_capacity_is_checked_before_weights_are_read(built, monkeypatch):
     monkeypatch.setattr("pelton.runner.memory.available_bytes", lambda device: (2**40, 1000))
-    monkeypatch.setattr("pelton.runner.load.load_weights", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr("pelton.runner.load.map_weights", lambda *args: pytest.fail("weights were read"))
     with pytest.raises(CapacityError, match="one sequence of 96 tokens"):
         load_engine(built, CONFIG)
 
