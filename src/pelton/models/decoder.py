@@ -63,13 +63,13 @@ class DecoderLayer:
         self.attention = Attention(config, weights, prefix, layer=layer, cache_layer=cache_layer, ops=ops, group=group)
         self.mlp = GatedMlp(config, weights, prefix, ops=ops, group=group)
         # Where a norm or other ranks' parts come between product and residual, the sum belongs to the next norm.
-        self._is_fused = group.size == 1 and not config.sandwich_norm
+        self.is_fused = group.size == 1 and not config.sandwich_norm
 
     def __call__(self, x: Tensor | None, residual: Tensor, step: ForwardStep) -> tuple[Tensor | None, Tensor]:
         """x, what the layer before adds to the residual (None if it is added already), and the residual; the same
         after this layer. Products take their norm and add the residual themselves where they can; else the sum is
         left to the next norm, which does it in the same pass. The residual may be overwritten."""
-        if self._is_fused:
+        if self.is_fused:
             residual = self.attention(residual, step, norm=self.attn_norm.prologue, residual=residual)
             return None, self.mlp(residual, norm=self.mlp_norm.prologue, residual=residual)
         x, residual = self.attn_norm.add(x, residual)
@@ -154,6 +154,20 @@ class Decoder:
         if self.is_last:
             return self.norm.add(x, residual)[0]
         return residual if x is None else residual + x
+
+    @torch.inference_mode()
+    def run_products(self, num_tokens: int) -> None:
+        """Runs a layer's products over tokens that mean nothing: libraries choose a kernel by their number, and load
+        it when it is first used."""
+        config, layer = self.config, self.layers[0]
+        widths = (config.hidden_size, self._num_heads * config.head_dim,
+                  config.intermediate_size * self._num_heads // config.num_heads)
+        x, heads, inner = (torch.zeros(num_tokens, width, dtype=self.dtype, device=self.device) for width in widths)
+        residual = torch.zeros_like(x) if layer.is_fused else None
+        layer.attention.qkv(x)
+        layer.attention.o(heads, residual=residual)
+        layer.mlp.gate_up(x, act=config.activation)
+        layer.mlp.down(inner, residual=residual)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

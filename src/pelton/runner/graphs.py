@@ -7,6 +7,7 @@ are read before the next step is launched.
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
@@ -55,15 +56,15 @@ class DecodeGraphs:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._logits: dict[int, torch.Tensor] = {}
 
-    def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
-        """Captures every size, largest first, so that the others find its memory. Call it once, under inference mode
-        with `stream` as the current one.
+    def capture(self, memory: Any) -> None:
+        """Captures every size, largest first, so that the others find its memory. Call it once, under inference mode,
+        on the stream of the steps.
 
         Args:
             memory: handle of the memory pool of all graphs.
         """
         for size in reversed(self.sizes):
-            self._graphs[size], self._logits[size] = capture_graph(lambda size=size: self._run(size), stream, memory)
+            self._graphs[size], self._logits[size] = capture_graph(lambda size=size: self._run(size), memory)
 
     def replay(self, rows: DecodeRows) -> tuple[torch.Tensor, SampledRows]:
         """Runs one decode step. Returns logits [B, V] float32, valid until the next replay, and whose they are."""
@@ -93,18 +94,30 @@ class DecodeGraphs:
         return self._decoder.logits(hidden)
 
 
-def capture_graph(run: Callable[[], torch.Tensor], stream: torch.cuda.Stream, memory: Any
-                  ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """Captures what `run` launches, and its result, whose memory the graphs captured later may use too.
+def capture_graph(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """Captures what `run` launches on the current stream, and its result, whose memory the graphs captured later may
+    use too.
+
+    torch.cuda.graph does the same, but waits for the device, collects garbage and gives cached memory back each time:
+    that would take longer than the capture, and steps that are no graphs would have to ask for memory anew.
 
     Args:
         memory: handle of the memory pool of all graphs.
     """
     run()  # compiles, and lets libraries set themselves up
-    stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
-        result = run()
+    is_collecting = gc.isenabled()
+    gc.disable()  # what it finds may be a tensor of another pool, or a graph
+    try:
+        graph.capture_begin(pool=memory, capture_error_mode="thread_local")  # uploads go on in other threads
+        try:
+            result = run()
+        finally:
+            graph.capture_end()
+    finally:
+        if is_collecting:
+            gc.enable()
+    graph.replay()  # the first time takes longer: the driver brings the graph to the device
     return graph, _alias(result)
 
 

@@ -97,16 +97,16 @@ class PromptGraphs:
             return False
         return not layout.num_decodes or int(layout.seq_lens[:layout.num_decodes].max()) <= MAX_DECODED_LEN
 
-    def capture(self, stream: torch.cuda.Stream, memory: Any) -> None:
-        """Captures every size, largest first, so that the others find its memory. Call it once, under inference mode
-        with `stream` as the current one.
+    def capture(self, memory: Any) -> None:
+        """Captures every size, largest first, so that the others find its memory. Call it once, under inference mode,
+        on the stream of the steps.
 
         Args:
             memory: handle of the memory pool of all graphs.
         """
         for size in reversed(self.sizes):
             self._buffers[size].write({}, self._slots.staging)
-            self._graphs[size], self._hidden[size] = capture_graph(lambda size=size: self._run(size), stream, memory)
+            self._graphs[size], self._hidden[size] = capture_graph(lambda size=size: self._run(size), memory)
 
     def replay(self, layout: Layout) -> tuple[torch.Tensor, SampledRows, torch.Tensor]:
         """Runs one step. Returns hidden states [T, D], valid until the next replay of any graph, the sampled rows, and

@@ -221,6 +221,10 @@ class Runner:
 
             warm_up(self)
 
+    def run_products(self, num_tokens: int) -> None:
+        """Queues a layer's products over tokens that mean nothing."""
+        self._queue.submit(lambda: self._decoder.run_products(num_tokens))
+
     def capture_graphs(self) -> None:
         """Captures the graphs of decode steps and of short prompts, if the kernels can be captured."""
         if hasattr(load_ops(self._slots.device.type).attention, "workspace_bytes"):
@@ -232,8 +236,8 @@ class Runner:
             prompts = PromptGraphs(*parts, self.limits.max_num_tokens)
             self._queue.wait_for_caller()
             memory = torch.cuda.graph_pool_handle()
-            self._queue.submit(lambda: prompts.capture(self._queue.stream, memory))
-            self._queue.submit(lambda: decodes.capture(self._queue.stream, memory))
+            self._queue.submit(lambda: prompts.capture(memory))
+            self._queue.submit(lambda: decodes.capture(memory))
             self._decode_graphs, self._prompt_graphs = decodes, prompts
 
     def _forward(self, step: Step) -> None:

@@ -28,15 +28,17 @@ _SAMPLINGS = (  # between them they take every path of the sampler
 
 
 def warm_up(runner: Runner) -> None:
-    """Runs steps of all shapes, then captures the graphs and runs one."""
-    sizes = token_counts(min(runner.limits.max_num_tokens, runner.limits.max_seq_len - 2,
-                             runner.num_blocks * runner.limits.tokens_per_block - 2))
-    for num_tokens in reversed(sizes):  # the largest first: smaller ones find its memory
-        _run(runner, num_tokens, _GREEDY)
+    """Runs prompts of all lengths at which kernels change, steps of all kinds, and every graph once."""
+    most = min(runner.limits.max_num_tokens, runner.limits.max_seq_len - 2,
+               runner.num_blocks * runner.limits.tokens_per_block - 2)
+    for num_tokens in reversed(token_counts(most)):  # the largest first: smaller ones find its memory
+        _run(runner, _prompt(runner, num_tokens), _GREEDY)
     for sampling in _SAMPLINGS:
-        _run(runner, min(sizes[-1], 8), sampling)
+        _run(runner, _mixed(runner, min(most, 8), sampling), sampling)
+    for num_tokens in library_counts(runner.limits.max_num_tokens):
+        runner.run_products(num_tokens)
     runner.capture_graphs()
-    _run(runner, 1, _GREEDY)
+    _run(runner, _mixed(runner, 1, _GREEDY), _GREEDY)
     torch.cuda.synchronize()
 
 
@@ -50,25 +52,38 @@ def token_counts(most: int) -> list[int]:
     return sorted(counts)
 
 
-def _run(runner: Runner, num_tokens: int, sampling: SamplingParams) -> None:
-    """A prompt of num_tokens, then two decode steps, one of them beside a prompt of one token."""
-    for batch in _batches(runner, num_tokens, sampling):
+def library_counts(most: int) -> list[int]:
+    """Numbers of tokens, up to `most`, close enough that a library's choice of a kernel for any number is among its
+    choices for these, or seldom is not: a kernel that is loaded while steps are queued waits for all of them."""
+    return [*range(288, min(most, 1024) + 1, 32), *range(1088, min(most, 4096) + 1, 64), *range(4224, most + 1, 128)]
+
+
+def _run(runner: Runner, batches: Iterator[Batch], sampling: SamplingParams) -> None:
+    for batch in batches:
         step = runner.forward(batch)
         runner.sample(step, {0: [1]} if sampling.needs_counts else None)
         step.result()
+    runner.forget([0])
 
 
-def _batches(runner: Runner, num_tokens: int, sampling: SamplingParams) -> Iterator[Batch]:
+def _prompt(runner: Runner, num_tokens: int) -> Iterator[Batch]:
+    """A prompt of num_tokens."""
+    yield Batch(0, [0], [0], [num_tokens], [True], 0, [_first(runner, num_tokens, _GREEDY)], [], [])
+
+
+def _mixed(runner: Runner, num_tokens: int, sampling: SamplingParams) -> Iterator[Batch]:
+    """A prompt of num_tokens, then two decode steps, one of them beside a prompt of one token, then a prompt again."""
     limits = runner.limits
     has_two = limits.max_batch_size > 1 and limits.max_num_tokens > 1
-    num_blocks = -(-(num_tokens + 2) // limits.tokens_per_block)
-    first = SlotInit(0, [0] * num_tokens, num_tokens, list(range(num_blocks)), sampling, 0, (1,))
-    yield Batch(0, [0], [0], [num_tokens], [True], 0, [first], [], [])
+    yield Batch(0, [0], [0], [num_tokens], [True], 0, [_first(runner, num_tokens, sampling)], [], [])
     yield Batch(1, [0], [num_tokens], [1], [True], 1, [], [], [])
     if has_two:
         second = SlotInit(1, [0], 1, [0], _GREEDY, 0, ())
         yield Batch(2, [0, 1], [num_tokens + 1, 0], [1, 1], [True, True], 1, [second], [], [])
-    # Slots are freed by the batch after; one more prompt token of a slot that is freed at once.
-    last = SlotInit(0, [0], 1, [0], _GREEDY, 0, ())
+    last = SlotInit(0, [0], 1, [0], _GREEDY, 0, ())  # slots are freed by the batch after
     yield Batch(3, [0], [0], [1], [True], 0, [last], [], [0, 1] if has_two else [0])
-    runner.forget([0])
+
+
+def _first(runner: Runner, num_tokens: int, sampling: SamplingParams) -> SlotInit:
+    num_blocks = -(-(num_tokens + 2) // runner.limits.tokens_per_block)
+    return SlotInit(0, [0] * num_tokens, num_tokens, list(range(num_blocks)), sampling, 0, (1,))

@@ -8,7 +8,6 @@ import torch
 
 from pelton.runner.device import CpuQueue, PinnedStaging, make_staging, pack, pack_places, unpack
 from pelton.runner.graphs import graph_sizes
-from pelton.runner.warmup import token_counts
 
 
 def test_arrays_of_all_types_survive_packing():
@@ -62,16 +61,6 @@ def test_graphs_are_few_and_pad_little(most):
         size = next(size for size in sizes if size >= num_rows)
         assert size - num_rows < max(2, num_rows)
         assert num_rows < 16 or size < 1.6 * num_rows
-
-
-@pytest.mark.parametrize("most", [1, 2, 5, 64, 8192])
-def test_warm_up_reaches_both_sides_of_powers_of_two(most):
-    counts = token_counts(most)
-    assert {1, most} <= set(counts)
-    assert max(counts) == most
-    for power in (2, 4, 16, 1024):
-        if power < most:
-            assert {power, power + 1} <= set(counts)
 
 
 class Copied:

@@ -50,7 +50,7 @@ class Rerun:
 def make_parts(rope, max_num_tokens, monkeypatch):
     monkeypatch.setattr(prompt_graphs, "load_ops", lambda device: load_ops("cuda"))
     monkeypatch.setattr(prompt_graphs, "capture_graph",
-                        lambda run, stream, memory: (graph := Rerun(run), graph.result))
+                        lambda run, memory: (graph := Rerun(run), graph.result))
     config = ModelConfig(architecture="LlamaForCausalLM", vocab_size=96, hidden_size=32, intermediate_size=48,
                          num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, max_position_embeddings=128,
                          dtype="float32", rope=rope)
@@ -62,7 +62,7 @@ def make_parts(rope, max_num_tokens, monkeypatch):
     for pool in pools:
         pool.data.fill_(7.0)
     graphs = PromptGraphs(decoder, pools[0], slots, max_num_tokens)
-    graphs.capture(None, None)
+    graphs.capture(None)
     return decoder, slots, pools, graphs
 
 

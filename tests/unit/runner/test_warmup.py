@@ -1,0 +1,95 @@
+"""What is run before an engine is ready: the numbers of tokens, and products as the model runs them."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from helpers.checkpoints import ARCHITECTURES, make_checkpoint
+
+from pelton.checkpoint.hf_config import load_model_config
+from pelton.kernels.linear import reference
+from pelton.models.decoder import Decoder
+from pelton.runner import graphs
+from pelton.runner.random_weights import make_random_weights
+from pelton.runner.warmup import library_counts, token_counts
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 64, 8192])
+def test_prompts_reach_both_sides_of_powers_of_two(most):
+    counts = token_counts(most)
+    assert {1, most} <= set(counts)
+    assert max(counts) == most
+    for power in (2, 4, 16, 1024):
+        if power < most:
+            assert {power, power + 1} <= set(counts)
+
+
+@pytest.mark.parametrize("most", [1, 256, 300, 1024, 2000, 8192, 16384])
+def test_products_are_run_at_counts_that_are_close(most):
+    counts = library_counts(most)
+    assert counts == sorted(set(counts))
+    assert all(count <= most for count in counts)
+    assert len(counts) < 180
+    for num_tokens in range(288, most + 1, 7):
+        assert any(num_tokens / 1.12 < count <= num_tokens for count in counts)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_products_of_a_layer_are_run_in_their_shapes(architecture, tmp_path, monkeypatch):
+    seen = []
+
+    def linear(x, weight, *args, inner=reference.linear, **options):
+        seen.append((x.shape[0], *weight.data.shape, options["act"], options["residual"] is not None))
+        return inner(x, weight, *args, **options)
+
+    config = load_model_config(make_checkpoint(architecture, tmp_path))
+    monkeypatch.setattr(reference, "linear", linear)
+    decoder = Decoder(config, make_random_weights(config, torch.float32), implementation="reference")
+    decoder.run_products(7)
+    q_size, is_fused = config.q_size, not config.sandwich_norm
+    assert seen == [(7, q_size + 2 * config.kv_size, config.hidden_size, None, False),
+                    (7, config.hidden_size, q_size, None, is_fused),
+                    (7, 2 * config.intermediate_size, config.hidden_size, config.activation, False),
+                    (7, config.hidden_size, config.intermediate_size, None, is_fused)]
+
+
+class Graph:
+    """Notes what is done with a graph."""
+
+    all: list = []  # noqa: RUF012
+
+    def capture_begin(self, **options):
+        self.calls = [("begin", options)]
+        Graph.all.append(self)
+
+    def capture_end(self):
+        self.calls.append("end")
+
+    def replay(self):
+        self.calls.append("replay")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_collects_no_garbage_and_is_replayed_once(monkeypatch, fails):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(Graph, "all", [])
+    monkeypatch.setattr(graphs, "_alias", lambda tensor: tensor)
+    were_enabled = []
+
+    def run():
+        were_enabled.append(gc.isenabled())
+        if fails and len(were_enabled) == 2:
+            raise RuntimeError("not while capturing")
+        return torch.zeros(1)
+
+    if fails:
+        with pytest.raises(RuntimeError, match="not while"):
+            graphs.capture_graph(run, "pool")
+    else:
+        graphs.capture_graph(run, "pool")
+    begin = ("begin", {"pool": "pool", "capture_error_mode": "thread_local"})
+    assert Graph.all[0].calls == [begin, "end", *([] if fails else ["replay"])]
+    assert were_enabled == [True, False]
+    assert gc.isenabled()
