@@ -154,7 +154,7 @@ def make_inputs(layout: Layout, slots: Slots) -> Inputs:
         num_decodes=layout.num_decodes, query_start=query_start, seq_lens=seq_lens,
         block_tables=slots.gather_tables(layout.slots, row_slots, num_blocks), slot_mapping=slot_mapping,
         query_lens_host=layout.query_lens, seq_lens_host=layout.seq_lens.tolist(),
-        rope_lens=rest[0] if rest else None)
+        rope_lens=rest[0] if rest else None, put=lambda array: slots.staging.put(array)[0])
     return Inputs(token_ids=_token_ids(layout.num_decodes, slots, row_slots, known), positions=positions, meta=meta,
                   sampled=layout.sampled(slot_index, position_index), row_index=row_index)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,9 @@ class AttentionMetadata:
     prefill_tiles: Tensor | None = None
     """[n, 2] int32 of kernels/attention/triton.py `cut_tiles`, padded with row -1, where a CUDA graph runs rows of
     several queries; None has them cut from the host's lists."""
+    put: Callable[[np.ndarray], Tensor] | None = None
+    """Brings a host array to the device; none: through page-locked memory that is asked for each time, which may wait
+    for all that the device has to do."""
     _slots: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property

@@ -246,9 +246,9 @@ def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape,
                   config: PrefillConfig | HopperConfig) -> PrefillPlan:
     tiles = meta.prefill_tiles
     if tiles is None:
-        tiles = torch.from_numpy(cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes,
-                                           config.block_m // shape.group))
-        if pool.device.type == "cuda":
+        array = cut_tiles(meta.query_lens_host, meta.seq_lens_host, meta.num_decodes, config.block_m // shape.group)
+        tiles = torch.from_numpy(array) if meta.put is None else meta.put(array)
+        if tiles.device != pool.device:
             tiles = tiles.pin_memory().to(pool.device, non_blocking=True)
     descriptor = None
     if isinstance(config, HopperConfig):
