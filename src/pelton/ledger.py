@@ -31,6 +31,10 @@ LIBRARY_WORKSPACE_BYTES = 32 * MIB
 """What torch hands cuBLAS on Hopper (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8 and more)."""
 LINEAR_WORKSPACE_BYTES = 72 * MIB
 """Partial sums of the products of few rows, on a GPU of up to 140 multiprocessors (kernels/linear/workspace.py)."""
+SAMPLING_CHUNK_TOKENS = 4096
+"""A row is drawn for in chunks of so many logits (kernels/sampling/triton_rows.py)."""
+SAMPLING_CHUNK_BYTES = 1056
+"""Of a chunk: 7 statistics, its best place, and the largest logit and the place in a list of each of its 128 lanes."""
 MAX_ATTENTION_SPLITS = 16
 """Parts a sequence's keys are cut into for decode; each leaves a partial sum in float32."""
 GPU_RESERVE_BYTES = 3 * GIB // 2
@@ -56,7 +60,7 @@ class Ledger:
     graphs_bytes: int
     """Captured CUDA graphs; 0 on a CPU."""
     workspace_bytes: int
-    """Scratch of matrix products and of split attention."""
+    """Scratch of matrix products, of split attention and of sampling."""
     sampling_state_bytes: int
     """Token counts of every slot, dense over the vocabulary, for penalties."""
     reserve_bytes: int
@@ -232,14 +236,24 @@ def graph_bytes(model: ModelConfig) -> int:
 
 def gpu_workspace_bytes(model: ModelConfig, build: BuildConfig, tp_size: int = 1, *,
                         linear_bytes: int = LINEAR_WORKSPACE_BYTES) -> int:
-    """Scratch of matrix products, the library's and ours, and of split attention.
+    """Scratch of matrix products, the library's and ours, of split attention, and of sampling.
 
     Args:
         linear_bytes: of our products on the GPU that is meant, if it is known.
     """
     heads = math.ceil(model.num_heads / tp_size)
     rows = min(build.max_batch_size, MAX_GRAPH_TOKENS)
-    return LIBRARY_WORKSPACE_BYTES + linear_bytes + rows * heads * MAX_ATTENTION_SPLITS * (model.head_dim + 2) * 4
+    attention = rows * heads * MAX_ATTENTION_SPLITS * (model.head_dim + 2) * 4
+    num_drawn = min(build.max_batch_size, build.max_num_tokens)
+    return (LIBRARY_WORKSPACE_BYTES + linear_bytes + attention
+            + sampling_scratch_bytes(num_drawn, model.vocab_size))
+
+
+def sampling_scratch_bytes(num_rows: int, vocab_size: int) -> int:
+    """What a draw for so many rows, some of which truncate, takes beside the logits (kernels/sampling/triton.py)."""
+    num_chunks = -(-vocab_size // SAMPLING_CHUNK_TOKENS)
+    window = 8192 if vocab_size <= 160_000 else 16384  # logits and places of those that may be kept
+    return num_rows * (num_chunks * SAMPLING_CHUNK_BYTES + window * 8 + 44)
 
 
 def _gib(num_bytes: int) -> str:

@@ -12,7 +12,8 @@ from pelton.errors import CapacityError, ConfigError
 from pelton.hashing import FileEntry
 from pelton.host import Gpu
 from pelton.kernels.linear.workspace import Workspace, workspace_bytes
-from pelton.ledger import LINEAR_WORKSPACE_BYTES
+from pelton.kernels.sampling import triton as sampler
+from pelton.ledger import LINEAR_WORKSPACE_BYTES, sampling_scratch_bytes
 from pelton.manifest import Limits, Manifest
 from pelton.models.decoder import resident_bytes
 from pelton.physics import GIB, MIB
@@ -98,6 +99,23 @@ def test_a_gpus_ledger_holds_the_workspace_of_its_products(monkeypatch):
     small, large = (plan(monkeypatch, 32 * GIB, device=torch.device("cuda"), linear_bytes=size)
                     for size in (0, workspace_bytes(132)))
     assert large.workspace_bytes - small.workspace_bytes == workspace_bytes(132)
+
+
+@pytest.mark.parametrize(("num_rows", "vocab_size"), [(1, 320), (1024, 152_064), (256, 128_256), (64, 262_144)])
+def test_a_gpus_ledger_holds_the_scratch_of_sampling(monkeypatch, num_rows, vocab_size):
+    """Exactly what the sampler asks for, its kernels left out."""
+    taken = []
+
+    def empty(*args, inner=torch.empty, **options):
+        taken.append(inner(*args, **options))
+        return taken[-1]
+
+    logits = torch.zeros(num_rows, vocab_size, device="meta")
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(sampler, "launch", lambda *args, **options: None)
+    rows = sampler.DeviceRows(**dict.fromkeys(("slots", "positions", "params", "seeds", "last_tokens", "counts")))
+    sampler.sample(logits, rows, truncates=True)
+    assert sum(tensor.nbytes for tensor in taken) == sampling_scratch_bytes(num_rows, vocab_size)
 
 
 LLAMA_70B = ModelConfig(architecture="LlamaForCausalLM", vocab_size=128256, hidden_size=8192, intermediate_size=28672,
