@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from helpers.bench import prompt_counter
+from helpers.calibrated import serve_in_thread
 from helpers.tokenizers import write_tokenizer
 
 from pelton.bench import target
-from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.calibration import Behaviour
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.serve import run_serve

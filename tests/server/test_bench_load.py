@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from helpers.bench import prompt_counter
+from helpers.calibrated import serve_in_thread
 
 from pelton.bench import command
-from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.calibration import Behaviour
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.results import ClientError
@@ -49,6 +50,15 @@ def test_open_loops_keep_their_scheduled_times(tmp_path, load):
     else:
         assert len(records) == 12
     assert cell.peak_in_flight > 1
+
+
+def test_stages_of_requests_in_flight_reach_their_levels(tmp_path):
+    cell, records, server = sweep(tmp_path, behaviour={"ttft_s": 0.005}.items(), stages="c2:8req,c5:15req,c1:4req")
+    assert [(s.name, s.num_done, s.peak_in_flight) for s in cell.stages[:2]] == [("1: 2 in flight", 8, 2),
+                                                                               ("2: 5 in flight", 15, 5)]
+    assert (len(records), cell.status, server.peak_in_flight) == (27, "complete", 5)
+    assert [r.stage for r in records] == sorted(r.stage for r in records)
+    assert (tmp_path / "stages.csv").read_text().count("\n") == 4
 
 
 def test_a_full_server_shows_in_latency_from_the_scheduled_time(tmp_path):

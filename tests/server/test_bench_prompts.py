@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from helpers.bench import prompt_counter
+from helpers.calibrated import serve_in_thread
 
-from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.calibration import Behaviour
 from pelton.bench.files import read_result
 from pelton.bench.options import SweepOptions
 from pelton.bench.sweep import run_sweep

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from helpers import dialect_servers
 from helpers.bench import prompt_counter
+from helpers.calibrated import serve_in_thread
 from helpers.tokenizers import write_tokenizer
 
-from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.calibration import Behaviour
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.serve import run_serve

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from helpers.bench import prompt_counter
+from helpers.calibrated import serve_in_thread
 
-from pelton.bench.calibration import Behaviour, serve_in_thread
+from pelton.bench.calibration import Behaviour
 from pelton.bench.client import Address, Client
 from pelton.bench.event_loop import run
 from pelton.bench.files import read_result
@@ -37,7 +38,7 @@ def sweep(folder, **options):
 
 @pytest.mark.parametrize("load", [
     {"concurrency": (5,), "num_requests": 21}, {"request_rate": (300.0,), "num_requests": 21},
-    {"concurrency": (5,), "measurement_duration": 0.2}])
+    {"concurrency": (5,), "measurement_duration": 0.2}, {"stages": "c2:0.2,c3-5:0.2"}])
 def test_two_processes_measure_as_one(tmp_path, load):
     cell, records, server = sweep(tmp_path, **load)
     measured = [r for r in records if not r.is_warmup]
@@ -50,7 +51,9 @@ def test_two_processes_measure_as_one(tmp_path, load):
     assert (cell.client.num_workers, len(cell.client.cpu_share)) == (2, 2)
     if "num_requests" in load:
         assert len(measured) == 21
-    if "concurrency" in load:
+    if "stages" in load:
+        assert [s.peak_in_flight for s in cell.stages] == [2, 5]
+    if "request_rate" not in load:
         assert server.peak_in_flight == 5
 
 
