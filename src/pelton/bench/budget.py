@@ -25,8 +25,8 @@ def known_s(spec: CellSpec) -> float | None:
     load = spec.load
     if load.kind == "trace":
         return spec.trace[-1].at_s / load.speed_up if spec.trace else 0.0
-    if load.kind == "stages":
-        return sum(s.duration_s for s in load.stages)
+    if load.stages:
+        return load.stages_s
     if load.kind == "closed":
         return load.duration_s
     seconds = load.duration_s if load.duration_s is not None else (load.num_requests or 0) / load.rate

@@ -71,7 +71,7 @@ def session_of(options: LoadOptions) -> SessionSpec | None:
 
 
 def default_warmup(load: LoadSpec) -> int:
-    """One request per slot; two seconds' worth of arrivals; none where the arrivals are given one by one."""
-    if load.kind == "closed":
-        return load.concurrency
+    """One request per slot at first; two seconds' worth of arrivals; none where the arrivals are given one by one."""
+    if load.is_closed:
+        return load.stages[0].concurrency if load.stages else load.concurrency
     return max(round(load.rate * OPEN_WARMUP_S), 1) if load.rate else 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pelton.bench.report.csv_tables import cells_csv, requests_csv
+from pelton.bench.report.csv_tables import cells_csv, requests_csv, stages_csv
 from pelton.bench.results import SCHEMA, Record, RunResult
 from pelton.errors import ConfigError
 
@@ -84,7 +84,9 @@ def read_result(path: Path) -> RunResult:
 
 
 def write_result(result: RunResult, directory: Path) -> None:
-    """Writes results.json, requests.csv and cells.csv into the directory."""
+    """Writes results.json, requests.csv and cells.csv into the directory, and stages.csv where there are any."""
     write_atomic(directory / "results.json", to_json(result))
     write_atomic(directory / "requests.csv", requests_csv(result))
     write_atomic(directory / "cells.csv", cells_csv(result))
+    if any(cell.stages for cell in result.cells):
+        write_atomic(directory / "stages.csv", stages_csv(result))

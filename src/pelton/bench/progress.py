@@ -145,7 +145,8 @@ class Progress:
     def cell_started(self, spec: CellSpec) -> None:
         self._cell_number += 1
         label = f"cell {self._cell_number}/{max(self._num_cells, self._cell_number)}: {spec.id}"
-        self._cell = LiveCell(label, num_requests=spec.load.num_requests, duration_s=spec.load.duration_s,
+        load = spec.load
+        self._cell = LiveCell(label, num_requests=load.num_requests, duration_s=load.duration_s or load.stages_s,
                               start_ns=now_ns())
 
     def request_ended(self, exchange: Exchange) -> None:

@@ -185,7 +185,7 @@ class Run:
 
 def _num_connections(load: LoadSpec) -> int:
     """File descriptors that a load may need at once."""
-    if load.kind == "closed":
+    if load.is_closed:
         return load.concurrency
     return min(load.max_in_flight or DEFAULT_MAX_IN_FLIGHT, MOST_OPEN_CONNECTIONS)
 

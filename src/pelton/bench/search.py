@@ -55,7 +55,7 @@ def judge(cell: CellResult, options: SearchOptions) -> tuple[bool, str]:
         return False, f"{sum(cell.errors.values())} requests failed"
     if cell.stop_reason is not None:
         return False, cell.stop_reason
-    if cell.load.kind != "closed":
+    if not cell.load.is_closed:
         served = cell.value("served_share")
         if served is None:
             return False, cell.metrics["served_share"].withheld or "nobody knows what was served"

@@ -10,7 +10,9 @@ import msgspec
 
 from pelton.bench.metrics.metric import Sample
 from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.peak import peak
 from pelton.bench.results import NO_ANALYSIS, Analysis, CellResult, LoadSpec, RequestRecord, RunResult, Series
+from pelton.bench.stage import stage_results
 from pelton.bench.window import find_windows
 
 
@@ -29,7 +31,7 @@ def summarize(cell: CellResult, measured: Sequence[RequestRecord], *, analysis: 
     What was asked for, what the client process did and why the cell stopped are kept as they are.
     """
     windows = find_windows(cell.load, measured)
-    sample = Sample(measured, cell.is_stream, is_open_loop=cell.load.kind != "closed", windows=windows,
+    sample = Sample(measured, cell.is_stream, is_open_loop=not cell.load.is_closed, windows=windows,
                     analysis=analysis, series=series, series_missing=series_missing)
     if measured and not cell.has_fixed_sizes:
         cell = msgspec.structs.replace(
@@ -38,7 +40,8 @@ def summarize(cell: CellResult, measured: Sequence[RequestRecord], *, analysis: 
     is_whole = cell.stop_reason is None and cell.num_requests in (None, len(measured))
     return msgspec.structs.replace(
         cell, num_done=len(measured), start_us=sample.start_us if measured else 0,
-        end_us=sample.end_us if measured else 0, windows=windows, peak_in_flight=peak_in_flight(measured),
+        end_us=sample.end_us if measured else 0, windows=windows,
+        stages=stage_results(cell.load, sample), peak_in_flight=peak((r.sent_us, r.end_us) for r in measured),
         metrics={m.name: m.measure(sample) for m in all_metrics()},
         errors=dict(Counter(r.error for r in measured if r.error is not None)),
         num_cancelled=sum(r.was_cancelled for r in measured), status="complete" if is_whole else "partial")
@@ -53,13 +56,3 @@ def recompute(result: RunResult) -> RunResult:
     cells = [summarize(c, measured[c.id], analysis=result.analysis, series=result.series,
                        series_missing=result.series_missing) for c in result.cells]
     return msgspec.structs.replace(result, cells=cells, metrics=[m.describe() for m in all_metrics()])
-
-
-def peak_in_flight(records: Sequence[RequestRecord]) -> int:
-    """Most requests between sending and end at one time."""
-    edges = sorted([(r.sent_us, 1) for r in records] + [(r.end_us, -1) for r in records])
-    in_flight = peak = 0
-    for _, change in edges:  # at equal times ends (-1) sort before starts
-        in_flight += change
-        peak = max(peak, in_flight)
-    return peak

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pelton.bench.audit import verdicts
-from pelton.bench.results import CellResult, Distribution, Finding, RunResult, SearchResult
+from pelton.bench.results import CellResult, Distribution, Finding, RunResult, SearchResult, StageResult
 
 VERDICT_STYLES = {"failed": "bold red", "with care": "yellow", "sound": "green"}
 SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
@@ -73,6 +73,19 @@ def stream_table(cells: Sequence[CellResult], found: Mapping[str, str]) -> Table
     return table
 
 
+def stage_table(cell: CellResult) -> Table:
+    """The stages of a piecewise load, in their order."""
+    table = _table(f"Stages of {cell.id}", ("stage", "in flight\nmean / most", "TTFT ms\nP50", "\nP95", "ITL ms\nP50",
+                                            "from schedule\nms P95", "output\ntok/s", "\nrequests", "\nfailed"))
+    for stage in cell.stages:
+        ttft = stage.distribution("ttft")
+        table.add_row(escape(stage.name), f"{number(stage.value('in_flight_requests'))} / {stage.peak_in_flight:>3}",
+                      _percentile(ttft, 50), _percentile(ttft, 95), _percentile(stage.distribution("itl"), 50),
+                      _percentile(stage.distribution("e2e_latency_scheduled"), 95),
+                      number(stage.value("steady_output_throughput")), f"{stage.num_done}", _failed(stage))
+    return table
+
+
 def _in_flight(cell: CellResult) -> str:
     """Measured in flight, and the load asked for: 8 in flight, or r2.5 requests a second."""
     return f"{number(cell.value('in_flight_requests'))} / {cell.load.key.removeprefix('c'):>3}"
@@ -95,7 +108,7 @@ def _verdict(verdict: str) -> str:
     return f"[{style}]{verdict}[/{style}]"
 
 
-def _failed(cell: CellResult) -> str:
+def _failed(cell: CellResult | StageResult) -> str:
     num_failed = sum(cell.errors.values())
     return f"[red]{num_failed}[/red]" if num_failed else "0"
 
@@ -126,6 +139,10 @@ def print_result(console: Console, result: RunResult) -> None:
         if cells := [c for c in ordered if c.is_stream == is_stream]:
             console.print()
             console.print(make(cells, found))
+    for cell in ordered:
+        if cell.stages:
+            console.print()
+            console.print(stage_table(cell))
     if any(d.missing.get("p95") for c in result.cells if (d := c.distribution("e2e_latency")) is not None):
         console.print("[dim]– under P95 or P99: too few samples; the audit says how many more[/dim]")
     console.print()

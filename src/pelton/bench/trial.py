@@ -96,7 +96,7 @@ class _Sender:
         load = self._spec.load
         if self._spec.session is not None:
             return await self._converse()
-        if load.kind == "closed" and load.num_requests is None:
+        if load.is_closed and load.num_requests is None:
             return await self._send_by_time()
         return await self._send_all([self._plan(shape) for shape in self._shapes])
 
@@ -131,6 +131,8 @@ class _Sender:
         """Sends what is prepared, from several processes or from this one; only this one can make `more`."""
         means, job = self._means, self._job
         num_workers = min(means.num_workers, job.concurrency or means.num_workers)
+        if any(stage.num_requests for stage in job.stages):
+            num_workers = 1  # whoever counts a stage's requests must see them all
         if num_workers > 1:
             return await means.pool.run(job, prepared, num_workers=num_workers, on_count=means.on_count)
         await self._get_ready(min(job.concurrency or OPEN_CONNECTIONS, len(prepared)))
@@ -155,17 +157,22 @@ class _Sender:
 
 def make_job(load: LoadSpec, *, deadline_ns: int | None, give_up_s: float) -> LoadJob:
     """The job of a single client process."""
-    concurrency = load.concurrency if load.kind == "closed" else None
+    concurrency = load.concurrency if load.is_closed else None
     return LoadJob(concurrency=concurrency, deadline_ns=deadline_ns, ramp_up_ns=round((load.ramp_up_s or 0) * 1e9),
                    duration_ns=None if load.duration_s is None else round(load.duration_s * 1e9),
+                   stages=load.stages if load.kind == "closed_stages" else [],
                    max_in_flight=load.max_in_flight or DEFAULT_MAX_IN_FLIGHT, give_up_ns=round(give_up_s * 1e9),
                    max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, concurrency or 1))
 
 
 def _num_wanted(spec: CellSpec, pilot: LoadResult) -> int:
     """Requests that a closed loop can get through in its time."""
-    least_s = min(((e.end_ns - e.sent_ns) / 1e9 for _, e in pilot.sent if e.failure is None), default=1.0)
-    wanted = spec.load.concurrency * (spec.load.duration_s / max(least_s, 1e-4) + 2)
+    least_s = max(min(((e.end_ns - e.sent_ns) / 1e9 for _, e in pilot.sent if e.failure is None), default=1.0), 1e-4)
+    load = spec.load
+    wanted = sum(s.num_requests or s.most_in_flight * (s.duration_s / least_s + 2) for s in load.stages)
+    if load.duration_s is not None:
+        by_time = load.concurrency * (load.duration_s / least_s + 2)
+        wanted = min(wanted, by_time) if load.stages else by_time
     return spec.num_warmup + round(wanted)
 
 

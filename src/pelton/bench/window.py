@@ -21,7 +21,7 @@ def find_windows(load: LoadSpec, measured: Iterable[RequestRecord]) -> list[Wind
 
 
 def _find(load: LoadSpec, trial: int, records: list[RequestRecord]) -> Window:
-    if load.kind in ("stages", "trace"):
+    if load.changes_by_plan:
         return Window(trial=trial, withheld="the load changes by plan")
     found = _full(load.concurrency, records) if load.kind == "closed" else _arriving(records)
     if isinstance(found, str):

@@ -1,8 +1,9 @@
 import msgspec
 from helpers.bench import later, request, result, spec
 
+from pelton.bench.peak import peak
 from pelton.bench.results import CellResult
-from pelton.bench.summary import peak_in_flight, recompute
+from pelton.bench.summary import recompute
 
 
 def test_recomputing_brings_everything_back_but_what_the_requests_do_not_know():
@@ -22,5 +23,6 @@ def test_a_cell_with_a_reason_to_stop_or_too_few_requests_is_partial():
 
 
 def test_requests_that_touch_are_not_in_flight_together():
-    assert peak_in_flight([request(sent_us=0, end_us=10), request(sent_us=10, end_us=20)]) == 1
-    assert peak_in_flight([request(sent_us=0, end_us=11), request(sent_us=10, end_us=20)]) == 2
+    assert peak([(0, 10), (10, 20)]) == 1
+    assert peak([(0, 11), (10, 20)]) == 2
+    assert peak([]) == 0

@@ -65,6 +65,34 @@ def test_stages_as_text_and_as_file(tmp_path):
     assert read_stages(str(path)) == [LoadStage(name="calm", rate=5, end_rate=5, duration_s=30), text[1]]
 
 
+def test_stages_of_requests_in_flight(tmp_path):
+    text = read_stages("c4:30,c4-16:60,c16:200req")
+    assert text == [LoadStage(name="1: 4 in flight", concurrency=4, end_concurrency=4, duration_s=30),
+                    LoadStage(name="2: 4 to 16 in flight", concurrency=4, end_concurrency=16, duration_s=60),
+                    LoadStage(name="3: 16 in flight", concurrency=16, end_concurrency=16, num_requests=200)]
+    path = tmp_path / "stages.json"
+    path.write_text('[{"concurrency": 4, "duration_s": 30}, {"concurrency": 4, "end_concurrency": 16, '
+                    '"duration_s": 60}, {"concurrency": 16, "num_requests": 200}]')
+    assert read_stages(str(path)) == text
+
+
+@pytest.mark.parametrize("text", ["c0:5", "c2", "c2:", "c2:0req", "c2-4:9req", "c2.5:3", "c2:3,5:3", "5:30req",
+                                  "c2:-1"])
+def test_stages_of_requests_in_flight_that_are_none(text):
+    with pytest.raises(ConfigError, match=r"^stages"):
+        read_stages(text)
+
+
+@pytest.mark.parametrize("stages", ["[]", '[{"rate": 1, "concurrency": 1, "duration_s": 1}]', '[{"duration_s": 1}]',
+                                    '[{"rate": 1, "duration_s": 1, "name": "a"}, '
+                                    '{"rate": 2, "duration_s": 1, "name": "a"}]',
+                                    '[{"rate": 1, "duraton_s": 1}]', "{", '[{"concurrency": 2.5, "duration_s": 1}]'])
+def test_a_file_of_stages_that_are_none(stages, tmp_path):
+    (tmp_path / "stages.json").write_text(stages)
+    with pytest.raises(ConfigError, match=r"^stages"):
+        read_stages(str(tmp_path / "stages.json"))
+
+
 @pytest.mark.parametrize("text", ["", "5", "5:", "x:3", "5:0", "-1:3", "0:5", "nan:1", "none.json"])
 def test_stages_that_are_none(text):
     with pytest.raises(ConfigError, match=r"^stages"):

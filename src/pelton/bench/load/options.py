@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pelton.bench.load.stages import read_stages
-from pelton.bench.results import LoadSpec
+from pelton.bench.results import LoadSpec, LoadStage
 from pelton.errors import ConfigError
 
 DEFAULT_NUM_REQUESTS = 32
@@ -52,8 +52,9 @@ class LoadOptions:
     burstiness: float | None = None
     """Shape of gamma arrivals: below 1 in bursts, 1 as Poisson, above 1 evener. Given, arrivals are gamma."""
     stages: str | None = None
-    """A load that changes, instead of concurrency: RATE:SECONDS or FROM-TO:SECONDS joined by commas (5:30,5-20:60), or
-    a JSON file; Poisson arrivals."""
+    """A load that changes, instead of concurrency: RATE:SECONDS or FROM-TO:SECONDS joined by commas (5:30,5-20:60),
+    Poisson arrivals; or cN:SECONDS, cN-M:SECONDS or cN:COUNTreq (c4:30,c4-16:60,c16:200req), so many in flight; or a
+    JSON file."""
     trace: str | None = None
     """A recorded log to send again, instead of concurrency: Mooncake or Azure LLM inference format."""
     trace_speed_up: float = 1.0
@@ -127,8 +128,7 @@ class LoadOptions:
         count = self.num_requests or (None if by_time else DEFAULT_NUM_REQUESTS)
         common = {"duration_s": self.measurement_duration, "cancellation_rate": self.cancellation_rate}
         if self.stages is not None:
-            return [LoadSpec(kind="stages", stages=read_stages(self.stages), num_requests=self.num_requests,
-                             max_in_flight=self.max_in_flight, **common)]
+            return [self._staged(read_stages(self.stages), common)]
         if self.trace is not None:
             return [LoadSpec(kind="trace", trace=str(Path(self.trace)), speed_up=self.trace_speed_up,
                              num_requests=self.num_requests, max_in_flight=self.max_in_flight, **common)]
@@ -138,6 +138,17 @@ class LoadOptions:
                              max_in_flight=self.max_in_flight, **common) for rate in self.request_rate]
         return [LoadSpec(kind="closed", concurrency=c, num_requests=count, ramp_up_s=self.ramp_up, **common)
                 for c in concurrency]
+
+    def _staged(self, stages: list[LoadStage], common: dict[str, Any]) -> LoadSpec:
+        if stages[0].concurrency is None:
+            return LoadSpec(kind="stages", stages=stages, num_requests=self.num_requests,
+                            max_in_flight=self.max_in_flight, **common)
+        counts = [stage.num_requests for stage in stages]
+        require(self.session_turns == 1 or not any(counts), "stages", self.stages, "in seconds with session_turns")
+        count = sum(counts) if None not in counts else None
+        return LoadSpec(kind="closed_stages", concurrency=max(s.most_in_flight for s in stages), stages=stages,
+                        num_requests=self.num_requests if count is None else min(count, self.num_requests or count),
+                        **common)
 
 
 def _require_seconds(name: str, value: float | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pelton.bench.results import LoadStage
+
 
 class Planned(msgspec.Struct, kw_only=True, array_like=True, omit_defaults=True):
     """One request to be sent."""
@@ -33,6 +35,12 @@ class LoadJob(msgspec.Struct, kw_only=True):
 
     concurrency: int | None
     """Slots of a closed loop; none: an open loop that follows the requests' own times."""
+    stages: list[LoadStage] = []
+    """By which a closed loop opens and closes its slots; empty: all are always open."""
+    first_slot: int = 0
+    """This process's first slot among those of all processes."""
+    slot_step: int = 1
+    """From one slot of this process to its next."""
     start_ns: int = 0
     """Time 0 of an open loop."""
     ramp_up_ns: int = 0

@@ -13,6 +13,7 @@ from pelton.bench.client import Exchange, now_ns
 from pelton.bench.load.closed_loop import run_closed_loop
 from pelton.bench.load.open_loop import run_open_loop
 from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.staged_loop import run_staged_loop
 from pelton.bench.load.tally import LoadResult, OnEnd, Tally
 from pelton.bench.load.unit import Unit
 
@@ -49,7 +50,9 @@ async def drive(job: LoadJob, units: Iterable[U], perform: Callable[[U, int], Aw
         lag = asyncio.create_task(_watch_lag(result.loop_lags_us))
         start_ns, start_cpu, clock_offset_ns = now_ns(), time.process_time(), time.time_ns() - now_ns()
         try:
-            if job.concurrency is not None:
+            if job.stages:
+                await run_staged_loop(iter(units), perform, job=job, tally=tally)
+            elif job.concurrency is not None:
                 await run_closed_loop(iter(units), perform, concurrency=job.concurrency, tally=tally,
                                       ramp_up_ns=job.ramp_up_ns)
             else:

@@ -34,6 +34,14 @@ class Conversation:
     think_ns: Sequence[int]
     """Pauses before the second turn and those after it."""
 
+    @property
+    def stage(self) -> str | None:
+        return self.first.stage
+
+    @stage.setter
+    def stage(self, name: str) -> None:
+        self.first.stage = name
+
 
 async def hold(conversation: Conversation, scheduled_ns: int, *, plan: Callable[[Planned, Prompt], Planned], send: Send,
                read: Callable[[Exchange], str | None], tally: Tally) -> None:

@@ -53,7 +53,7 @@ def make_shapes(load: LoadSpec, *, sizes: Iterator[Size], num_warmup: int, is_st
     """
     if load.kind == "trace":
         timed = _traced(load, trace)
-    elif load.kind == "closed":
+    elif load.is_closed:
         timed = ((None, None, size, 0, ()) for size in sizes)
     else:
         timed = ((t, stage, next(sizes), 0, ()) for t, stage in arrivals(load, f"{seed}/arrivals"))

@@ -11,3 +11,5 @@ class Unit(Protocol):
     is_warmup: bool
     due_ns: int | None
     """Since the load's start (open loops)."""
+    stage: str | None
+    """The stage of a piecewise load in which it starts."""

@@ -10,7 +10,7 @@ from pelton.bench.audit import audit
 from pelton.bench.command import print_json, strict_status
 from pelton.bench.files import prepare_output_dir, read_result, to_json, write_atomic
 from pelton.bench.options import ReportOptions
-from pelton.bench.report.csv_tables import cells_csv, requests_csv
+from pelton.bench.report.csv_tables import cells_csv, requests_csv, stages_csv
 from pelton.bench.report.draw.export import picture_name, pictures
 from pelton.bench.report.figure import Plot
 from pelton.bench.report.markdown import summary
@@ -66,6 +66,8 @@ def write_formats(result: RunResult, output: Path, formats: tuple[str, ...]) -> 
     if "csv" in formats:
         written.append(_write(output.with_name("requests.csv"), requests_csv(result)))
         written.append(_write(output.with_name("cells.csv"), cells_csv(result)))
+        if any(cell.stages for cell in result.cells):
+            written.append(_write(output.with_name("stages.csv"), stages_csv(result)))
     for kind in kinds:
         prepare_output_dir(str(folder))
         for name, data in pictures(plots, kind):

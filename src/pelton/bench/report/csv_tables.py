@@ -1,12 +1,13 @@
-"""A result as CSV: one line per request, one line per cell."""
+"""A result as CSV: one line per request, per cell, and per stage."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
-from pelton.bench.results import Distribution, RequestRecord, RunResult
+from pelton.bench.results import CellResult, Distribution, MetricDefinition, RequestRecord, RunResult, StageResult
 
 
 def _csv(header: list[str], rows: list[list[Any]]) -> bytes:
@@ -36,19 +37,33 @@ def cells_csv(result: RunResult) -> bytes:
     header = [*CELL_COLUMNS, *(f"load.{name}" for name in LOAD_COLUMNS)]
     rows = [[getattr(c, name) for name in CELL_COLUMNS] + [getattr(c.load, name) for name in LOAD_COLUMNS]
             for c in result.cells]
-    for metric in result.metrics:
+    return _with_figures(header, rows, result.cells, result.metrics)
+
+
+def stages_csv(result: RunResult) -> bytes:
+    """One line per stage of a piecewise load, in the columns of a cell."""
+    stages = [(cell, stage) for cell in result.cells for stage in cell.stages]
+    rows = [[cell.id, stage.name, stage.num_done, sum(stage.errors.values()), stage.peak_in_flight]
+            for cell, stage in stages]
+    return _with_figures(["cell", "stage", "num_done", "num_failed", "peak_in_flight"], rows,
+                         [stage for _, stage in stages], result.metrics)
+
+
+def _with_figures(header: list[str], rows: list[list[Any]], sources: Sequence[CellResult | StageResult],
+                  metrics: Sequence[MetricDefinition]) -> bytes:
+    for metric in metrics:
         if metric.is_distribution:
             header += [f"{metric.name}.{s}" + ("" if s == "num_samples" else f" [{metric.unit}]") for s in STATISTICS]
             header += [f"{metric.name}.{p}{end} [{metric.unit}]" for p in PERCENTILES for end in ("", ".low", ".high")]
         else:
             header.append(f"{metric.name} [{metric.unit}]")
-        for cell, row in zip(result.cells, rows, strict=True):
+        for source, row in zip(sources, rows, strict=True):
             if metric.is_distribution:
-                found = cell.distribution(metric.name)
+                found = source.distribution(metric.name)
                 row += [None if found is None else getattr(found, s) for s in STATISTICS]
                 row += [end for p in PERCENTILES for end in _with_interval(found, p)]
             else:
-                row.append(cell.value(metric.name))
+                row.append(source.value(metric.name))
     return _csv(header, rows)
 
 

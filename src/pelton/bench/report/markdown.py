@@ -12,6 +12,8 @@ from pelton.bench.table import number
 
 HEADS = ("cell", "audit", "in flight", "TTFT P50 ms", "TTFT P95 ms", "ITL P50 ms", "output tokens/s", "requests",
          "failed")
+STAGE_HEADS = ("stage", "in flight, mean / most", "TTFT P50 ms", "TTFT P95 ms", "ITL P50 ms",
+               "latency from schedule P95 ms", "output tokens/s", "requests", "failed")
 
 
 def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
@@ -34,6 +36,7 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
     lines += [_row(_cells(view, cell)) for cell in view.cells]
     lines += ["", "Behind a percentile stands its confidence interval of 95 %. *Needs n more*: withheld, with so many "
               "samples too few.", ""]
+    lines += [line for cell in view.cells if cell.stages for line in _stages(cell)]
     for plot, path in pictures:
         lines += [f"## {plot.title}", "", plot.caption, "", f"![{plot.title}]({path})", ""]
     lines += ["## Set-up", "", *(f"- {name}: {_plain(value)}" for name, value in setup_facts(result)), ""]
@@ -46,6 +49,17 @@ def _cells(view: ReportView, cell: CellResult) -> list[str]:
     return [f"`{cell.id}`{state}", view.verdicts[cell.id], number(cell.value("in_flight_requests")),
             _percentile(ttft, "p50"), _percentile(ttft, "p95"), _percentile(cell.distribution("itl"), "p50"),
             number(cell.value("output_throughput")), f"{cell.num_done:,}", f"{sum(cell.errors.values()):,}"]
+
+
+def _stages(cell: CellResult) -> list[str]:
+    rows = [[_plain(stage.name), f"{number(stage.value('in_flight_requests'))} / {stage.peak_in_flight}",
+             _percentile(stage.distribution("ttft"), "p50"), _percentile(stage.distribution("ttft"), "p95"),
+             _percentile(stage.distribution("itl"), "p50"),
+             _percentile(stage.distribution("e2e_latency_scheduled"), "p95"),
+             number(stage.value("steady_output_throughput")), f"{stage.num_done:,}",
+             f"{sum(stage.errors.values()):,}"] for stage in cell.stages]
+    return [f"## Stages of `{cell.id}`", "", _row(STAGE_HEADS), _row(["---"] + ["--:"] * (len(STAGE_HEADS) - 1)),
+            *map(_row, rows), ""]
 
 
 def _percentile(found: Distribution | None, name: str) -> str:

@@ -11,6 +11,7 @@ from pelton.bench.percentiles import RULE
 from pelton.bench.report.document import document, plot_section
 from pelton.bench.report.plots import make_plots
 from pelton.bench.report.setup import setup_facts
+from pelton.bench.report.stages import stages_section
 from pelton.bench.report.tables import (
     cells_table,
     client_table,
@@ -46,7 +47,7 @@ def render(result: RunResult) -> str:
         f"{verdicts_table(view) if view.cells else ''}</section>",
         *map(plot_section, plots),
         "" if result.search is None else f"<section><h2>Search</h2>{search_steps(result.search)}</section>",
-        _tables(view),
+        _tables(view), stages_section(view),
         "<section><h2>Definitions</h2><details>"
         f"<summary>{len(result.metrics)} metrics: formula, unit, meaning</summary>"
         f"{definitions(result, RULE)}</details></section>",
@@ -91,7 +92,7 @@ def _tables(view: ReportView) -> str:
                   cells_table("First token", streamed, ["ttft", "in_flight_input_tokens"], result),
                   cells_table("Between tokens", streamed, ["itl", "tpot"], result),
                   cells_table("Whole request", streamed, ["decode_time", "e2e_latency"], result)]
-        if any(c.load.kind != "closed" for c in streamed):
+        if any(not c.load.is_closed for c in streamed):
             parts.append(cells_table("From the time the load wanted it sent", streamed,
                                      ["ttft_scheduled", "e2e_latency_scheduled"], result))
         parts += ["<h2>Throughput, streaming</h2>", throughput_table(streamed)]

@@ -15,7 +15,7 @@ TEXT_HEADS = ("findings", "why")
 VERDICT_CLASSES = {"failed": "failure", "with care": "warning", "sound": "sound"}
 
 
-def _grid(heads: Sequence[str], rows: Iterable[str], caption: str = "") -> str:
+def grid(heads: Sequence[str], rows: Iterable[str], caption: str = "") -> str:
     """A table that scrolls sideways where it is too wide; cells of the rows are HTML."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = "".join(f"<th scope=col{' class=left' if h in TEXT_HEADS else ''}>{h}</th>" for h in heads)
@@ -43,10 +43,10 @@ def verdicts_table(view: ReportView) -> str:
         rows.append(
             f"<tr><th scope=row>{escape(cell.id)}{state}</th>"
             f'<td><span class="verdict {VERDICT_CLASSES[verdict]}">{verdict}</span></td>'
-            f"<td>{number(cell.value('in_flight_requests'))}</td>{_percentile(ttft, 50)}{_percentile(ttft, 95)}"
+            f"<td>{number(cell.value('in_flight_requests'))}</td>{percentile_cell(ttft, 50)}{percentile_cell(ttft, 95)}"
             f"<td>{number(cell.value('output_throughput'))}</td><td>{cell.num_done:,}</td>"
             f'<td class="names">{escape(", ".join(names))}</td></tr>')
-    return _grid(heads, rows, "Every cell's verdict")
+    return grid(heads, rows, "Every cell's verdict")
 
 
 def cells_table(caption: str, cells: Sequence[CellResult], metrics: Sequence[str], result: RunResult) -> str:
@@ -89,13 +89,14 @@ def _cell_row(cell: CellResult, metrics: list[tuple[bool, str]], opens: str) -> 
     for is_distribution, name in metrics:
         if is_distribution:
             withheld = cell.metrics[name].withheld if name in cell.metrics else None
-            texts += [_percentile(cell.distribution(name), p, withheld) for p in PERCENTS]
+            texts += [percentile_cell(cell.distribution(name), p, withheld) for p in PERCENTS]
         else:
             texts.append(f"<td>{number(cell.value(name))}</td>")
     return f"<tr{opens}>{''.join(texts)}</tr>"
 
 
-def _percentile(found: Distribution | None, percent: int, withheld: str | None = None) -> str:
+def percentile_cell(found: Distribution | None, percent: int, withheld: str | None = None) -> str:
+    """A percentile with its interval, or how many samples it lacks."""
     if found is None:
         return f'<td class="none" title="{escape(withheld or "", quote=True)}">–</td>'
     name = f"p{percent}"
@@ -133,7 +134,7 @@ def throughput_table(cells: Sequence[CellResult]) -> str:
         failed = f'<td class="{"bad" if num_failed else ""}">{num_failed}</td>'
         rows.append(f"<tr{opens}><th scope=row>{_true_size(cell)}</th>" + "".join(f"<td>{v}</td>" for v in values)
                     + failed + "</tr>")
-    return _grid(heads, rows)
+    return grid(heads, rows)
 
 
 EXTRA = ("goodput", "attainment", "cost", "tokens_per_joule", "gpu_power", "gpu_utilization", "gpu_memory",
@@ -149,7 +150,7 @@ def extras_table(view: ReportView) -> str:
     heads = ["cell", *(f"{escape(defined[n].title)}<br>{escape(defined[n].unit)}" for n in shown)]
     rows = [f"<tr><th scope=row>{escape(c.id)}</th>" + "".join(f"<td>{number(_single(c, n))}</td>" for n in shown)
             + "</tr>" for c in view.cells]
-    return _grid(heads, rows)
+    return grid(heads, rows)
 
 
 def _single(cell: CellResult, metric: str) -> float | None:
@@ -166,7 +167,7 @@ def client_table(cells: Sequence[CellResult]) -> str:
              "error of TTFT<br>P50 / P99 ms", "error of a gap<br>P50 / P99 ms")
     rows = [f"<tr><th scope=row>{escape(cell.id)}</th>" + "".join(f"<td>{v}</td>" for v in _client_row(client))
             + "</tr>" for cell, client in known]
-    return _grid(heads, rows, "The client itself")
+    return grid(heads, rows, "The client itself")
 
 
 def _client_row(client: ClientLoad) -> list[str]:
@@ -184,7 +185,7 @@ def search_steps(search: SearchResult) -> str:
     unit = {"concurrency": "in flight", "request_rate": "requests/s"}[search.variable]
     rows = [f"<tr><th scope=row>{step.level:,.4g}</th><td>{'passed' if step.passed else 'did not'}</td>"
             f'<td class="names">{escape(step.reason)}</td></tr>' for step in search.steps]
-    return _grid((unit, "", "why"), rows, "Levels in the order in which they were tried")
+    return grid((unit, "", "why"), rows, "Levels in the order in which they were tried")
 
 
 def findings_list(result: RunResult) -> str:

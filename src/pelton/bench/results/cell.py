@@ -24,6 +24,33 @@ class Window(Record, kw_only=True):
     """Why there is none."""
 
 
+class StageResult(Record, kw_only=True):
+    """One stage of a piecewise load, over all trials.
+
+    Latencies and sizes are those of the requests that began in it. Rates and requests in flight are those of the
+    stage's time, whichever stage a request began in.
+    """
+
+    name: str
+    windows: list[Window]
+    """Its time in each trial: from its first request's time to the first of the next stage."""
+    num_done: int
+    """Measured requests that began in it and ended, well, badly or cancelled."""
+    errors: dict[str, int]
+    """Failed ones by kind."""
+    peak_in_flight: int
+    """At any time of the stage."""
+    metrics: dict[str, MetricResult]
+
+    def distribution(self, metric: str) -> Distribution | None:
+        found = self.metrics.get(metric)
+        return None if found is None else found.distribution
+
+    def value(self, metric: str) -> float | None:
+        found = self.metrics.get(metric)
+        return None if found is None else found.value
+
+
 class CellResult(Record, kw_only=True):
     """One measured combination of load and request shape."""
 
@@ -46,6 +73,8 @@ class CellResult(Record, kw_only=True):
     """Last measured request ended."""
     windows: list[Window] = msgspec.field(default_factory=list)
     """The steady-state window of each trial."""
+    stages: list[StageResult] = msgspec.field(default_factory=list)
+    """Of a piecewise load, those that sent any request."""
     peak_in_flight: int
     client: ClientLoad | None = None
     metrics: dict[str, MetricResult]

@@ -8,28 +8,41 @@ import msgspec
 
 from pelton.bench.results.record import Record
 
-LoadKind = Literal["closed", "constant", "poisson", "gamma", "stages", "trace"]
+LoadKind = Literal["closed", "closed_stages", "constant", "poisson", "gamma", "stages", "trace"]
 
 
-class LoadStage(Record):
-    """A part of a piecewise load. The rate goes in a straight line from `rate` to `end_rate`."""
+class LoadStage(Record, kw_only=True):
+    """A part of a piecewise load: of rates, or of requests in flight. They go in a straight line from beginning to end.
+    """
 
     name: str
-    duration_s: float
-    rate: float
+    duration_s: float | None = None
+    """None: until num_requests were sent."""
+    num_requests: int | None = None
+    rate: float | None = None
     """Requests per second at its beginning."""
-    end_rate: float
+    end_rate: float | None = None
     """Requests per second at its end."""
+    concurrency: int | None = None
+    """Requests in flight at its beginning."""
+    end_concurrency: int | None = None
+    """Requests in flight at its end."""
+
+    @property
+    def most_in_flight(self) -> int:
+        """Of a stage of requests in flight."""
+        return max(self.concurrency, self.end_concurrency)
 
 
 class LoadSpec(Record, kw_only=True):
     """How the requests of a cell arrive."""
 
     kind: LoadKind
-    """closed: so many in flight, the next sent when one ends. constant, poisson, gamma: arrivals at a rate whatever
-    the server does. stages: Poisson arrivals whose rate changes. trace: the arrival times of a recorded log."""
+    """closed: so many in flight, the next sent when one ends. closed_stages: the same, and how many changes. constant,
+    poisson, gamma: arrivals at a rate whatever the server does. stages: Poisson arrivals whose rate changes. trace: the
+    arrival times of a recorded log."""
     concurrency: int | None = None
-    """Requests kept in flight (closed)."""
+    """Requests kept in flight (closed); the most of closed_stages."""
     rate: float | None = None
     """Requests per second (constant, poisson, gamma)."""
     ramp_up_s: float | None = None
@@ -52,10 +65,28 @@ class LoadSpec(Record, kw_only=True):
     the scheduled time."""
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the next request waits for an answer; the others come whatever the server does."""
+        return self.kind in ("closed", "closed_stages")
+
+    @property
+    def changes_by_plan(self) -> bool:
+        """Whether it has no one level that it could be steady at."""
+        return self.kind in ("stages", "closed_stages", "trace")
+
+    @property
+    def stages_s(self) -> float | None:
+        """Seconds of all stages; none where there are none, or one goes by count."""
+        seconds = [stage.duration_s for stage in self.stages]
+        return sum(seconds) if seconds and None not in seconds else None
+
+    @property
     def key(self) -> str:
         """A short name for ids: c8 for a closed loop, r2.5 for Poisson arrivals."""
         if self.kind == "closed":
             return f"c{self.concurrency}"
+        if self.kind == "closed_stages":
+            return "cstages"
         if self.kind == "poisson":
             return f"r{self.rate:g}"
         if self.kind == "gamma":
@@ -69,6 +100,8 @@ class LoadSpec(Record, kw_only=True):
         """In words, for tables and plots."""
         if self.kind == "closed":
             return f"{self.concurrency} in flight"
+        if self.kind == "closed_stages":
+            return f"stages of up to {self.concurrency} in flight"
         if self.kind == "poisson":
             return f"{self.rate:g}/s"
         if self.kind == "gamma":

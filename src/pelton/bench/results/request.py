@@ -23,7 +23,7 @@ class RequestRecord(Record, kw_only=True):
     worker: int = 0
     """The client process that sent it, from 0."""
     stage: str | None = None
-    """The stage of a piecewise load in which it was due; none for other loads."""
+    """The stage of a piecewise load in which it, or its conversation, was due; none for other loads."""
     session: str | None = None
     """The conversation it belongs to; none for single requests."""
     turn: int | None = None

@@ -26,7 +26,8 @@ class Crew:
 
     def grow_for(self, client: ClientLoad) -> bool:
         """Doubles the processes when one was busier than it may be; True when the trial is to be measured again."""
-        if max(client.cpu_share) <= MAX_CPU_SHARE or self.num_workers >= self._most:
+        used_fewer = client.num_workers < self.num_workers  # than it might: the load has no more parts
+        if max(client.cpu_share) <= MAX_CPU_SHARE or self.num_workers >= self._most or used_fewer:
             return False
         self.num_workers = min(2 * self.num_workers, self._most)
         return True

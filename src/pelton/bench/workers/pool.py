@@ -79,7 +79,8 @@ def share_out(job: LoadJob, requests: Sequence[Planned], num_workers: int) -> li
     for number in range(num_workers):
         concurrency = None if job.concurrency is None else _part(job.concurrency, number, num_workers)
         most = job.max_failures_in_a_row and max(MIN_FAILURES_TO_STOP, concurrency or 1)
-        part = msgspec.structs.replace(job, concurrency=concurrency, max_failures_in_a_row=most,
+        part = msgspec.structs.replace(job, concurrency=concurrency, first_slot=number, slot_step=num_workers,
+                                       max_failures_in_a_row=most,
                                        max_in_flight=max(_part(job.max_in_flight, number, num_workers), 1))
         mine = list(requests[number::num_workers])
         parts.append(Prepare(part, mine, min(concurrency or 1, len(mine))))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from pelton.bench.audit.view import View, report
-from pelton.bench.results import CellResult, Finding
+from pelton.bench.audit.view import View, join, report
+from pelton.bench.results import CellResult, Finding, RequestRecord
 
 MIN_SHARE_ANSWERED = 0.95
 MAX_LATE_SHARE = 0.1  # of the median latency, by which half of the requests may be late
@@ -13,7 +13,7 @@ MIN_LATE_MS = 1.0
 
 
 def check(view: View) -> Iterator[Finding]:
-    open_loops = [c for c in view.cells if c.load.kind != "closed" and c.num_done]
+    open_loops = [c for c in view.cells if not c.load.is_closed and c.num_done]
     late = {c.id: f"half of the requests left more than {c.distribution('queue_delay').p50:,.1f} ms after their time"
             for c in open_loops if _is_late(c)}
     yield from report(
@@ -25,10 +25,12 @@ def check(view: View) -> Iterator[Finding]:
         rate, answered = cell.load.rate, cell.value("request_throughput") or 0.0
         if rate and answered < MIN_SHARE_ANSWERED * rate and cell.id not in late and _grows(view, cell):
             behind[cell.id] = f"{rate:g} requests/s came, {answered:.2f} were answered"
+        elif stages := _overloaded_stages(view, cell):
+            behind[cell.id] = join(stages)
     yield from report(
         "server_overloaded", "warning", behind,
-        "More came than the server could answer, so latency grew for as long as the cell lasted and depends on its "
-        "length. It says that the rate is too high, and no more.")
+        "More came than the server could answer, so latency grew for as long as the cell, or the stage, lasted and "
+        "depends on its length. It says that the rate is too high, and no more.")
 
 
 def _is_late(cell: CellResult) -> bool:
@@ -42,4 +44,30 @@ def _grows(view: View, cell: CellResult) -> bool:
     records = sorted(view.measured(cell), key=lambda r: r.scheduled_us)
     middle, last = records[len(records) // 2].scheduled_us, records[-1].scheduled_us
     in_flight = [sum(r.scheduled_us <= at < r.end_us for r in records) for at in (middle, last)]
-    return in_flight[1] > 1.2 * in_flight[0] + 2
+    return _is_growth(*in_flight)
+
+
+def _is_growth(before: int, after: int) -> bool:
+    return after > 1.2 * before + 2
+
+
+def _overloaded_stages(view: View, cell: CellResult) -> list[str]:
+    """What happened in the second half of the stages of one rate: by then as many leave as come, where they can."""
+    constant = {stage.name: stage.rate for stage in cell.load.stages if stage.rate and stage.rate == stage.end_rate}
+    found = []
+    for stage in cell.stages:
+        for window in stage.windows if stage.name in constant else []:
+            records = [r for r in view.measured(cell) if r.trial == window.trial]
+            if window.withheld is not None:
+                continue
+            if _falls_behind(records, (window.start_us + window.end_us) // 2, window.end_us):
+                found.append(f"stage {stage.name}: more came than were answered")
+                break
+    return found
+
+
+def _falls_behind(records: Sequence[RequestRecord], start_us: int, end_us: int) -> bool:
+    came = sum(start_us <= r.scheduled_us < end_us for r in records)
+    answered = sum(start_us <= r.end_us < end_us for r in records)
+    in_flight = [sum(r.scheduled_us <= at < r.end_us for r in records) for at in (start_us, end_us)]
+    return answered < MIN_SHARE_ANSWERED * came and _is_growth(*in_flight)
