@@ -32,6 +32,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from common import environment, print_json
+from cores import Cores, on_cores, parse_cores
 
 from pelton.bench.calibration import Behaviour, CalibrationServer
 
@@ -85,10 +86,11 @@ def reported_ttft(name: str, folder: Path) -> tuple[float, float]:
 
 
 @contextmanager
-def server(ttft_s: float, itl_s: float) -> Iterator[str]:
+def server(ttft_s: float, itl_s: float, cores: Cores) -> Iterator[str]:
     """The address of a calibration server in a process of its own."""
-    command = [sys.executable, __file__, "--serve", f"{ttft_s},{itl_s}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with on_cores(cores):
+        process = subprocess.Popen([sys.executable, __file__, "--serve", f"{ttft_s},{itl_s}"], stdout=subprocess.PIPE)
+    with process:
         try:
             yield process.stdout.readline().decode().strip()
         finally:
@@ -154,8 +156,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--aiperf", help="the program")
     parser.add_argument("--guidellm", help="the program")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--streams", default="1,8,64,512", help="numbers of streams of the second part")
+    parser.add_argument("--rounds", type=int, default=3, help="of the first part; 0 leaves it out")
+    parser.add_argument("--streams", default="1,8,64,512", help="of the second part; '' leaves it out")
+    parser.add_argument("--server-cores", help="such as 0 or 0-2; none: all")
+    parser.add_argument("--client-cores", help="of all clients, which take turns; none: all")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--output")
     args = parser.parse_args()
@@ -164,21 +168,33 @@ def main() -> int:
     commands: dict[str, Command] = {"pelton": pelton}
     commands |= {"aiperf": aiperf(args.aiperf)} if args.aiperf else {}
     commands |= {"guidellm": guidellm(args.guidellm)} if args.guidellm else {}
-    streams = tuple(map(int, args.streams.split(",")))
-    with server(0.0, 0.0) as url:
-        found = rates(commands, url, args.rounds)
-    ratios = {name: [ours / other for ours, other in zip(found["pelton"], found[name])]
-              for name in commands if name != "pelton"}
-    with server(TTFT_S, ITL_S) as url:
-        errors = {str(n): accuracy(commands, url, n) for n in streams}
+    server_cores, client_cores = parse_cores(args.server_cores), parse_cores(args.client_cores)
+    with on_cores(client_cores):
+        found = {} if args.rounds == 0 else measure_rates(commands, args.rounds, server_cores)
+        streams = tuple(map(int, filter(None, args.streams.split(","))))
+        found |= measure_accuracy(commands, streams, server_cores) if streams else {}
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
     print_json({"name": "client_rate", "streams": STREAMS, "input_len": NUM_IN, "output_len": NUM_OUT, **environment(),
                 "command": " ".join(["python", *words]), "other_versions": _versions(args),
-                "requests_per_cpu_second_over": {name: {"rounds": [round(r, 1) for r in values],
-                                                        "median": round(statistics.median(values), 1)}
-                                                 for name, values in ratios.items()},
-                "ttft_reported_minus_true": errors, "client_stamp_minus_server_stamp": own_error(streams)}, args.output)
+                "cores": {"server": args.server_cores, "client": args.client_cores}, **found}, args.output)
     return 0
+
+
+def measure_rates(commands: dict[str, Command], rounds: int, server_cores: Cores) -> dict[str, object]:
+    """How many times the requests of each other client `pelton bench` does in a CPU second."""
+    with server(0.0, 0.0, server_cores) as url:
+        found = rates(commands, url, rounds)
+    ratios = {name: [ours / other for ours, other in zip(found["pelton"], found[name])]
+              for name in commands if name != "pelton"}
+    return {"requests_per_cpu_second_over": {
+        name: {"rounds": [round(r, 1) for r in values], "median": round(statistics.median(values), 1)}
+        for name, values in ratios.items()}}
+
+
+def measure_accuracy(commands: dict[str, Command], streams: tuple[int, ...], server_cores: Cores) -> dict[str, object]:
+    with server(TTFT_S, ITL_S, server_cores) as url:
+        errors = {str(n): accuracy(commands, url, n) for n in streams}
+    return {"ttft_reported_minus_true": errors, "client_stamp_minus_server_stamp": own_error(streams)}
 
 
 def _versions(args: argparse.Namespace) -> dict[str, str]:
