@@ -18,10 +18,13 @@ def prepare_weight(weight: Tensor, offset: float) -> Tensor:
     return weight.float() + offset if offset else weight
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit
 def rms_norm_kernel(x, residual, weight, out, total, width, x_stride, eps, BLOCK: tl.constexpr,
                     HAS_RESIDUAL: tl.constexpr, IS_DEPENDENT: tl.constexpr):
-    """A row of [R, width], its rows `x_stride` apart; residual, out and total are contiguous."""
+    """A row of [R, width], its rows `x_stride` apart; residual, out and total are contiguous.
+
+    The width is a model's own, so it may be compiled for: that 16 divides it lets rows be read 16 bytes at a time.
+    """
     if IS_DEPENDENT:
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)

@@ -13,7 +13,7 @@ from pelton.kernels.integers import ceil_div, next_power_of_2
 from pelton.kernels.launch import launch
 
 Angles = tuple[Tensor, Tensor]
-_HEADS_PER_PROGRAM = 8
+_HEADS_PER_PROGRAM = 16
 
 
 def prepare_angles(cos: Tensor, sin: Tensor) -> Angles:
@@ -34,7 +34,7 @@ def rotate_and_store(qkv: Tensor, angles: Angles, pool: Tensor, layer: int, meta
     half_dim = cos.shape[1]
     half_pad = next_power_of_2(half_dim)
     rest_dim = head_dim - 2 * half_dim
-    grid = (num_tokens, ceil_div(num_all_heads, _HEADS_PER_PROGRAM))
+    grid = (num_tokens * ceil_div(num_all_heads, _HEADS_PER_PROGRAM),)
     is_dependent = gpu_features(qkv.device).can_launch_early
     options = {"launch_pdl": True} if is_dependent else {}
     launch(
@@ -55,7 +55,7 @@ def rotate_and_store_kernel(qkv, cos_ptr, sin_ptr, pool, slots, q_norm, k_norm, 
                             HALF_DIM: tl.constexpr, HALF_PAD: tl.constexpr, REST_PAD: tl.constexpr,
                             TOKENS_PER_BLOCK: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
                             IS_DEPENDENT: tl.constexpr):
-    """HEADS heads of one token.
+    """HEADS heads of one token; programs that run together have the same token's.
 
     Args:
         qkv: [T, NUM_HEADS + 2 NUM_KV_HEADS, HEAD_DIM], overwritten.
@@ -67,8 +67,9 @@ def rotate_and_store_kernel(qkv, cos_ptr, sin_ptr, pool, slots, q_norm, k_norm, 
     if IS_DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()  # before anything is read or written: what came before may still be using it
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    NUM_GROUPS: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS + HEADS - 1) // HEADS
+    token = (tl.program_id(0) // NUM_GROUPS).to(tl.int64)
+    head = tl.program_id(0) % NUM_GROUPS * HEADS + tl.arange(0, HEADS)
     is_head = head < NUM_HEADS + 2 * NUM_KV_HEADS
     is_value = head >= NUM_HEADS + NUM_KV_HEADS
     dims = tl.arange(0, HALF_PAD)
