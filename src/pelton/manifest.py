@@ -93,6 +93,8 @@ class Manifest:
     """The model as it was given to build: a hub id, an absolute path or a shipped model's name."""
     revision: str | None = None
     """Of the hub's model, when one was asked for."""
+    made_from: str = ""
+    """Digest over all that the weights depend on (build/replaced.py); empty: the files changed while they were read."""
     options: BuildConfig
     """As they were given; `limits`, `dtype` and `kv_cache_dtype` are what they came to."""
     model: ModelConfig

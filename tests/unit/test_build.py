@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from helpers.checkpoints import ARCHITECTURES, make_checkpoint
 from safetensors.torch import load_file
 
-from pelton.build import hash_cache, prepare
+from pelton.build import hash_cache, prepare, replaced
 from pelton.build.limits import resolve_limits
 from pelton.build.prepare import ensure_engine
 from pelton.build.show import ShowOptions, run_show
@@ -25,7 +26,7 @@ from pelton.checkpoint.header import read_header
 from pelton.checkpoint.hf_config import load_model_config
 from pelton.checkpoint.pelton_checkpoint import rank_name
 from pelton.checkpoint.source import CheckpointSource
-from pelton.checkpoint.writer import PAD_PREFIX
+from pelton.checkpoint.writer import PAD_PREFIX, TensorFileWriter
 from pelton.config import BuildConfig, ParallelConfig
 from pelton.errors import CheckpointError, ConfigError, EngineError, PeltonError
 from pelton.ledger import Ledger
@@ -150,6 +151,82 @@ def test_output_is_replaced_only_when_it_is_an_engine(llama: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="is an engine already"):
         build(out, tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+class Written:
+    """Counts the tensors that builds write."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.num = 0
+        monkeypatch.setattr(TensorFileWriter, "write", self._write(TensorFileWriter.write))
+
+    def _write(self, inner):
+        def write(writer, name, tensor):
+            self.num += 1
+            inner(writer, name, tensor)
+
+        return write
+
+    def since(self) -> int:
+        num, self.num = self.num, 0
+        return num
+
+
+def test_an_engine_that_is_replaced_gives_its_weights(model: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    out, written = tmp_path / "engine", Written(monkeypatch)
+    first = build(model, out)
+    assert written.since() > 0
+    inode = (out / weights_name(0)).stat().st_ino
+    second = build(model, out, BuildConfig(max_seq_len=128))
+    assert (written.since(), second.limits.max_seq_len) == (0, 128)
+    assert second.files[weights_name(0)] == first.files[weights_name(0)]
+    verify_files(out, second)
+    stat = (out / weights_name(0)).stat()
+    assert (stat.st_ino, stat.st_nlink) == (inode, 1), "nothing is shared once the old engine is gone"
+    assert sorted(path.name for path in tmp_path.iterdir() if path != model) == ["engine"]
+    other = build(model, tmp_path / "other")
+    assert written.since() > 0
+    assert other.made_from == first.made_from
+
+
+@pytest.mark.parametrize("change", ["weights", "config", "dtype", "damage", "code", "no links"])
+def test_weights_that_may_differ_are_written_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   change: str) -> None:
+    out, written, options = tmp_path / "engine", Written(monkeypatch), BuildConfig()
+    build(model, out)
+    num = written.since()
+    match change:
+        case "weights":
+            flip_byte(next(model.glob("*.safetensors")))
+        case "config":
+            content = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps({**content, "rms_norm_eps": 0.5}))
+        case "dtype":
+            options = BuildConfig(dtype="float16")
+        case "damage":
+            flip_byte(out / weights_name(0))
+        case "code":
+            monkeypatch.setattr(replaced, "_code_digest", lambda packages: "other")
+        case "no links":
+            monkeypatch.setattr("os.link", lambda *args: (_ for _ in ()).throw(OSError("not here")))
+    manifest = build(model, out, options)
+    assert written.since() == num
+    verify_files(out, manifest)
+
+
+def test_a_source_that_changes_under_a_build_is_not_trusted(model: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(writer, name, tensor, inner=TensorFileWriter.write):
+        os.utime(model / "config.json")
+        inner(writer, name, tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorFileWriter, "write", write)
+        assert build(model, tmp_path / "engine").made_from == ""
+    written = Written(monkeypatch)
+    assert build(model, tmp_path / "engine").made_from != ""
+    assert written.since() > 0
 
 
 def test_relative_output(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +488,7 @@ def test_show_command(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     shown = json.loads(capsys.readouterr().out)
     assert shown["model"]["hidden_size"] == 64
     assert shown["ledger"]["weights_bytes"] > 0
-    assert shown["files"]["weights-0.safetensors"] == (engine / "weights-0.safetensors").stat().st_size
+    assert shown["files"]["weights-0.safetensors"] == (engine / weights_name(0)).stat().st_size
     flip_byte(engine / "weights-0.safetensors")
     assert run_show(ShowOptions(engine=str(engine))) == 0
     with pytest.raises(EngineError, match=r"weights-0\.safetensors was altered"):

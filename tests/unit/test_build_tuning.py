@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.checkpoints import make_checkpoint
 
-from pelton.build import layout, tune
+from pelton.build import layout, replaced, tune
 from pelton.build.prepare import ensure_engine
 from pelton.build.show import ShowOptions, run_show
 from pelton.build.write import BuildOptions, build, run_build
@@ -100,6 +100,39 @@ def test_the_next_build_measures_and_compiles_nothing(llama: Path, tmp_path: Pat
     with pytest.raises(EngineDeadError):  # the stand-in knows one GPU's limits alone: it was asked to measure
         build(llama, tmp_path / "fourth", LIMITS, device="cuda")
     assert "limits" in seen
+
+
+def test_an_engine_built_again_in_its_place_is_not_rehearsed(llama: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "engine"
+    first, tuning = build(llama, out, LIMITS, device="cuda"), tuning_of(out)
+    monkeypatch.setenv("FAKE_REHEARSAL", "fail")
+    second = build(llama, out, LIMITS, device="cuda")
+    assert tuning_of(out) == tuning
+    assert second.files == {**first.files, "ledger.json": second.files["ledger.json"]}
+    verify_files(out, second)
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("change", ["limits", "again", "kernel", "code", "measurements"])
+def test_a_rehearsal_that_may_differ_is_held_again(llama: Path, tmp_path: Path, gpu: Path,
+                                                   monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    out, limits, tuning = tmp_path / "engine", LIMITS, "auto"
+    build(llama, out, LIMITS, device="cuda")
+    match change:
+        case "limits":
+            limits = dataclasses.replace(LIMITS, max_batch_size=4)
+        case "again":
+            tuning = "again"
+        case "kernel":
+            next(out.glob("kernels/*/*.cubin")).write_bytes(b"")
+        case "code":
+            monkeypatch.setattr(replaced, "_code_digest", lambda packages: "other")
+        case "measurements":
+            next((gpu / "measurements").iterdir()).unlink()
+    monkeypatch.setenv("FAKE_REHEARSAL", "fail")
+    with pytest.raises(ConfigError, match="on strike"):
+        build(llama, out, limits, device="cuda", tuning=tuning)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"products": 3}', b'{"products": {"x": 3}}'])

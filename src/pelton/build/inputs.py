@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Literal, Protocol
 
+from pelton.checkpoint.hf_config import CONFIG_NAME
 from pelton.checkpoint.pelton_checkpoint import (
+    MARKER_NAME,
     is_pelton_checkpoint,
     rank_name,
     read_pelton_checkpoint,
@@ -14,7 +16,7 @@ from pelton.checkpoint.pelton_checkpoint import (
 )
 from pelton.checkpoint.progress import Advance
 from pelton.checkpoint.ranks import num_weight_bytes, write_rank_files
-from pelton.checkpoint.reader import TensorFile
+from pelton.checkpoint.reader import TensorFile, weight_files
 from pelton.checkpoint.shard import check_parallel, rank_plans
 from pelton.checkpoint.source import CheckpointSource
 from pelton.checkpoint.tokenizer_files import copy_tokenizer
@@ -30,6 +32,9 @@ class BuildInput(Protocol):
     config: ModelConfig
     dtype: Dtype
     parallel: ParallelConfig
+
+    def weight_sources(self) -> list[Path]:
+        """The files that the weights are made from."""
 
     def write_weights(self, paths: list[Path], advance: Advance) -> None:
         """Writes one file per rank."""
@@ -58,6 +63,9 @@ class CheckpointInput:
         self.parallel = parallel or ParallelConfig()
         check_parallel(self.config, self.parallel)
 
+    def weight_sources(self) -> list[Path]:
+        return [self._path / CONFIG_NAME, *weight_files(self._path)]
+
     def write_weights(self, paths: list[Path], advance: Advance) -> None:
         write_rank_files(self._source, self.parallel, paths, advance)
 
@@ -79,6 +87,9 @@ class ConvertedInput:
         self.config, self.parallel = checkpoint.model, checkpoint.parallel
         self._stored_dtype = checkpoint.dtype
         self.dtype: Dtype = checkpoint.dtype if dtype == "auto" else dtype
+
+    def weight_sources(self) -> list[Path]:
+        return [self._path / name for name in (MARKER_NAME, *map(rank_name, range(self.parallel.world_size)))]
 
     def write_weights(self, paths: list[Path], advance: Advance) -> None:
         import torch

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pelton.build.layout import Tuning
 from pelton.build.measurements import MeasurementCache
+from pelton.build.replaced import REHEARSED, rehearsal_digest
 from pelton.config import Dtype, ModelConfig, ParallelConfig, to_dict
 from pelton.errors import EngineDeadError, PeltonError, error_of_kind
 from pelton.host import Gpu
@@ -89,22 +90,32 @@ class Rehearser:
         from pelton.kernels.linear.tuning import model_products
 
         self._job_file = staging / JOB_NAME
+        self._architecture = gpu.architecture
         self._dtype = dtype
         self._products = model_products(model, tp_size=parallel.tp_size)
-        self._cache = MeasurementCache(cache, Setting.here(gpu.name, int(gpu.architecture.removeprefix("sm_")),
-                                                           gpu.driver))
+        self._setting = Setting.here(gpu.name, int(gpu.architecture.removeprefix("sm_")), gpu.driver)
+        self._cache = MeasurementCache(cache, self._setting)
         known = [] if tuning == "again" else self._cache.find(self._products, dtype)
         self._rehearsal = Rehearsal(known)
         self._on_news = on_news
         keeps_kernels = parallel.world_size == 1
-        self._job_file.write_text(json.dumps({
-            "model": to_dict(model), "limits": to_dict(limits), "dtype": dtype, "tp_size": parallel.tp_size,
-            "gpu_name": gpu.name, "driver": gpu.driver, "known": [m.to_json() for m in known],
-            "kernels_dir": str(staging / KERNELS_DIR) if keeps_kernels else None}))
+        self._job = {"model": to_dict(model), "limits": to_dict(limits), "dtype": dtype, "tp_size": parallel.tp_size,
+                     "gpu_name": gpu.name, "driver": gpu.driver, "known": [m.to_json() for m in known],
+                     "kernels_dir": str(staging / KERNELS_DIR) if keeps_kernels else None}
         if not keeps_kernels:
             self._rehearsal.not_kept = f"the engine has {parallel.world_size} ranks, and one was rehearsed"
 
+    @property
+    def digest(self) -> str:
+        """Of what this rehearsal comes to with the measurements there are now; empty where not all kernels are kept."""
+        if self._rehearsal.not_kept:
+            return ""
+        same = {name: self._job[name] for name in ("model", "limits", "dtype", "tp_size", "gpu_name")}
+        return rehearsal_digest({**same, "torch": self._setting.torch, "triton": self._setting.triton,
+                                 "choices": [m.to_json() for m in self._rehearsal.measurements]})
+
     def __enter__(self) -> Rehearser:
+        self._job_file.write_text(json.dumps(self._job))
         command = [sys.executable, "-P", "-m", REHEARSAL, "--job", str(self._job_file)]
         # The pipe to its standard input is its lifeline. A session of its own: Ctrl-C is for this process alone.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -120,8 +131,8 @@ class Rehearser:
             self._reader.join()
         self._job_file.unlink(missing_ok=True)
 
-    def result(self) -> Rehearsal:
-        """Waits for the end, and remembers what was measured.
+    def result(self) -> dict[str, Any]:
+        """Waits for the end, and remembers what was measured. Returns the content of tuning.json.
 
         Raises:
             PeltonError: as the other process said. EngineDeadError: it died.
@@ -133,7 +144,13 @@ class Rehearser:
         if code != 0:
             raise EngineDeadError(f"tuning ended with code {code}; what it said is above. --tuning off builds without")
         self._cache.record(self._products, self._dtype, self._rehearsal.measurements)
-        return self._rehearsal
+        content = self._rehearsal.to_json(self._architecture)
+        return {**content, REHEARSED: self.digest} if self.digest else content
+
+    @property
+    def not_kept(self) -> str:
+        """Why not all kernels were compiled and kept; empty: they were."""
+        return self._rehearsal.not_kept
 
     def _read(self) -> None:
         for line in self._process.stdout:

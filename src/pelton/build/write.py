@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pelton.build.cache_root import cache_root
 from pelton.build.layout import Device, Tuning, architecture, engine_ledger, find_gpu, resolve_kv_dtype, untuned
 from pelton.build.limits import resolve_limits
+from pelton.build.replaced import Replaced, weights_digest
 from pelton.config import BuildConfig, ParallelConfig, to_dict
 from pelton.errors import ConfigError
 from pelton.host import Gpu
@@ -90,17 +91,20 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
     opened = open_input(source, options.dtype, parallel)
     limits, gpu = resolve_limits(options, opened.config), find_gpu(device)
     ledger = engine_ledger(opened.config, options, opened.parallel, dtype=opened.dtype, gpu=gpu)
+    replaced, made_from = Replaced(out.resolve()), _made_from(opened)
     with staged_output(out, marker=MANIFEST_NAME, num_bytes=input_bytes(opened), remedy=remedy) as staging:
         (staging / TOKENIZER_DIR).mkdir()
         opened.copy_tokenizer(staging / TOKENIZER_DIR)
-        content, files = _write_weights(staging, opened, limits, gpu=gpu, tuning=tuning, show_progress=show_progress)
+        content, files = _write_weights(staging, opened, limits, replaced, made_from, gpu=gpu, tuning=tuning,
+                                        show_progress=show_progress)
         _write_json(staging / TUNING_NAME, content)
         _write_json(staging / LEDGER_NAME, ledger.to_json())
         written = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
         manifest = Manifest(
             pelton_version=pelton_version(), created_at=created_now(), source=source_name or str(source.resolve()),
-            revision=revision, options=options, model=opened.config, parallel=opened.parallel, limits=limits,
-            dtype=opened.dtype, kv_cache_dtype=resolve_kv_dtype(options, opened.dtype), gpu=architecture(gpu),
+            revision=revision, made_from=made_from if made_from == _made_from(opened) else "", options=options,
+            model=opened.config, parallel=opened.parallel, limits=limits, dtype=opened.dtype,
+            kv_cache_dtype=resolve_kv_dtype(options, opened.dtype), gpu=architecture(gpu),
             gpu_name=gpu.name if gpu else "", is_tuned=content["is_tuned"],
             files={name: files.get(name) or hash_file(staging / name) for name in written},
         )
@@ -108,9 +112,18 @@ def build(source: Path, out: Path, options: BuildConfig | None = None, *, parall
     return manifest
 
 
-def _write_weights(staging: Path, opened: BuildInput, limits: Limits, *, gpu: Gpu | None, tuning: Tuning,
-                   show_progress: bool) -> tuple[dict[str, Any], dict[str, FileEntry]]:
-    """Writes and hashes the weights, and rehearses the engine on the GPU meanwhile.
+def _made_from(opened: BuildInput) -> str:
+    """Digest over all that the weights depend on, as it is now; empty where a file is gone."""
+    try:
+        return weights_digest(opened.weight_sources(), opened.dtype, opened.parallel)
+    except OSError:
+        return ""
+
+
+def _write_weights(staging: Path, opened: BuildInput, limits: Limits, replaced: Replaced, made_from: str, *,
+                   gpu: Gpu | None, tuning: Tuning, show_progress: bool) -> tuple[dict[str, Any], dict[str, FileEntry]]:
+    """Writes and hashes the weights, and rehearses the engine on the GPU meanwhile. What the engine that is replaced
+    has already is taken from it.
 
     Returns:
         The content of tuning.json, and the weights' files.
@@ -122,6 +135,8 @@ def _write_weights(staging: Path, opened: BuildInput, limits: Limits, *, gpu: Gp
     names = [weights_name(rank) for rank in range(opened.parallel.world_size)]
 
     def write(advance: Advance) -> dict[str, FileEntry]:
+        if (files := replaced.link_weights(made_from, names, staging)) is not None:
+            return files
         opened.write_weights([staging / name for name in names], advance)
         return {name: hash_file(staging / name) for name in names}
 
@@ -131,13 +146,16 @@ def _write_weights(staging: Path, opened: BuildInput, limits: Limits, *, gpu: Gp
             return untuned(gpu), write(advance)
         from pelton.build.tune import Rehearser
 
-        with Rehearser(staging, model=opened.config, limits=limits, dtype=opened.dtype, parallel=opened.parallel,
-                       gpu=gpu, tuning=tuning, cache=cache_root(), on_news=on_news) as rehearser:
+        rehearser = Rehearser(staging, model=opened.config, limits=limits, dtype=opened.dtype,
+                              parallel=opened.parallel, gpu=gpu, tuning=tuning, cache=cache_root(), on_news=on_news)
+        if rehearser.digest and (content := replaced.copy_rehearsal(rehearser.digest, staging)) is not None:
+            return content, write(advance)
+        with rehearser:
             files = write(advance)
-            rehearsal = rehearser.result()
-    if rehearsal.not_kept and show_progress:
-        print(f"pelton: not all kernels are compiled into the engine: {rehearsal.not_kept}", file=sys.stderr)
-    return rehearsal.to_json(gpu.architecture), files
+            content = rehearser.result()
+    if rehearser.not_kept and show_progress:
+        print(f"pelton: not all kernels are compiled into the engine: {rehearser.not_kept}", file=sys.stderr)
+    return content, files
 
 
 def run_build(options: BuildOptions) -> int:
