@@ -66,6 +66,7 @@ def test_a_full_server_shows_in_latency_from_the_scheduled_time(tmp_path):
                                   num_requests=10, max_in_flight=1, num_warmup=0)
     assert server.peak_in_flight == 1
     assert cell.num_held >= 8
+    assert "requests_held" in {f.name for f in read_result(tmp_path / "results.json").findings}
     assert records[-1].sent_us - records[-1].scheduled_us > 100_000
     assert records[-1].latency_us < 100_000
 

@@ -101,6 +101,8 @@ def test_tritons_model_can_be_named_and_must_generate(tmp_path):
                 run(made, tmp_path, model=model, protocol="triton")
         with pytest.raises(ConfigError, match="token_ids must be off"):
             run(made, tmp_path, protocol="triton", token_ids=True, endpoint="completions")
+        with pytest.raises(ConfigError, match=r"^session_turns must be 1 unless endpoint is chat"):
+            run(made, tmp_path, protocol="triton", session_turns=2)
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])

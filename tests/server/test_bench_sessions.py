@@ -91,8 +91,38 @@ def test_a_turn_that_fails_ends_its_conversation(tmp_path):
     assert cell.status == "partial"
 
 
+@pytest.mark.parametrize("load", [{"num_requests": 12}, {"num_requests": None, "measurement_duration": 0.2}])
+def test_two_processes_hold_conversations_as_one(tmp_path, load):
+    cell, sessions, bodies = converse(tmp_path, workers="2", concurrency=(3,), num_warmup=2, **load)
+    sessions.pop(None, None)  # the request that finds out how many can be needed
+    measured = {name: records for name, records in sessions.items() if not name.startswith("warm-up")}
+    assert (cell.errors, cell.client.num_workers, cell.status) == ({}, 2, "complete")
+    assert {r.worker for records in measured.values() for r in records} == {0, 1}
+    assert 2 <= cell.peak_in_flight <= 3
+    assert all([r.turn for r in records] == list(range(len(records))) for records in sessions.values())
+    assert all(len(records) == 3 for records in measured.values())
+    assert len(measured) >= 4
+    for records in sessions.values():
+        assert len({r.worker for r in records}) == 1
+        assert all(r.server_prompt_tokens == r.client_prompt_tokens == r.requested_prompt_tokens for r in records)
+        for before, after in itertools.pairwise(records):
+            assert after.scheduled_us == before.end_us
+            assert after.prefix_tokens == before.client_prompt_tokens
+    firsts = [body["messages"][0]["content"].split()[0] for body in bodies if len(body["messages"]) == 1]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_conversations_go_through_stages(tmp_path):
+    cell, sessions, _ = converse(tmp_path, stages="c1:0.1,c2:0.1", num_requests=None)
+    stages = [records[0].stage for name, records in sessions.items() if name and not name.startswith("warm-up")]
+    assert stages == sorted(stages)
+    assert set(stages) == {"1: 1 in flight", "2: 2 in flight"}
+    assert all(r.stage == records[0].stage for records in sessions.values() for r in records)
+    assert cell.peak_in_flight == 2
+
+
 @pytest.mark.parametrize(("options", "name"), [
-    ({"endpoint": "completions"}, "session_turns"), ({"trace": "x"}, "trace"), ({"workers": "2"}, "workers"),
+    ({"endpoint": "completions"}, "session_turns"), ({"trace": "x"}, "trace"),
     ({"cancellation_rate": 0.5}, "cancellation_rate"), ({"think_time": -1.0}, "think_time")])
 def test_what_conversations_cannot_do_is_refused(options, name):
     with pytest.raises(ConfigError, match=rf"^{name} must be"):

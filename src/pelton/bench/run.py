@@ -86,6 +86,7 @@ class Run:
         # Prompts that an earlier part of the run has sent must not come again: the server may have kept them.
         target = await open_target(self._options, seed=self._seed + len(self._requests),
                                    material=self._options.material)
+        self._options.check_endpoint(target.info.endpoint)
         check_same(self._earlier, target.info, self._options.prompt_spec)
         crew = Crew(self._options.workers, target.client, self._client_errors)
         self._analysis = self._options.make(Analysis(hardware=target.hardware))

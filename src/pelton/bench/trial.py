@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,10 @@ import msgspec
 
 from pelton.bench.cell import CellSpec
 from pelton.bench.client import now_ns
-from pelton.bench.conversation import num_sessions, run_conversations
+from pelton.bench.conversation import ChatVoice, Scripts, VoiceSpec, num_sessions
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.run_load import no_garbage_collection, run_load
+from pelton.bench.load.sessions import Script, run_conversations
 from pelton.bench.load.shapes import Shape, make_shapes
 from pelton.bench.load.tally import LoadResult, OnEnd
 from pelton.bench.percentiles import percentile
@@ -75,36 +77,37 @@ async def run_trial(spec: CellSpec, target: Target, means: Means, *, seed: int, 
 
 
 class _Sender:
-    """Makes a trial's requests and sends them; each way gives one result per process."""
+    """Makes a trial's requests, or its conversations, and sends them; each way gives one result per process."""
 
     def __init__(self, spec: CellSpec, target: Target, means: Means, name: str, deadline_ns: int | None) -> None:
         self._spec = spec
         self._target = target
         self._means = means
-        self._name = name
         self._job = make_job(spec.load, deadline_ns=deadline_ns, give_up_s=target.client.timeout_s)
-        num_turns = 1 if spec.session is None else spec.session.num_turns
-        self._texts = target.trial_prompts(spec.content, seed=name, num_turns=num_turns)
-        load = spec.load
-        if spec.session is not None:
-            load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, spec.session.num_turns))
+        load, session = spec.load, spec.session
+        self._texts = target.trial_prompts(spec.content, seed=name, num_turns=session.num_turns if session else 1)
+        self._voice_spec: VoiceSpec | None = None
+        self._make: Callable[[Shape], Planned | Script] = self._plan
+        if session is not None:
+            self._voice_spec = VoiceSpec.of(target.dialect, is_stream=spec.is_stream)
+            self._voice = ChatVoice(self._voice_spec, target.client)
+            self._scripts = Scripts(session, target, self._texts, self._voice, num_requests=load.num_requests,
+                                    seed=name)
+            self._make = self._scripts.make
+            load = msgspec.structs.replace(load, num_requests=num_sessions(load.num_requests, session.num_turns))
         self._shapes = make_shapes(
             load, sizes=self._texts.sizes(spec.prompt_tokens, spec.output_tokens), num_warmup=spec.num_warmup,
             is_stream=spec.is_stream, trace=spec.trace, seed=name, cancellation_delay_s=spec.cancellation_delay_s)
 
     async def send(self) -> list[LoadResult]:
         load = self._spec.load
-        if self._spec.session is not None:
-            return await self._converse()
         if load.is_closed and load.num_requests is None:
-            return await self._send_by_time()
-        return await self._send_all([self._plan(shape) for shape in self._shapes])
-
-    async def _converse(self) -> list[LoadResult]:
-        await self._get_ready(self._job.concurrency or OPEN_CONNECTIONS)
-        return [await run_conversations(self._spec.session, self._job, self._shapes, self._target, self._texts,
-                                        seed=self._name, on_end=self._means.on_end, is_stream=self._spec.is_stream,
-                                        num_requests=self._spec.load.num_requests)]
+            results = await self._send_by_time()
+        else:
+            results = await self._send_all([self._make(shape) for shape in self._shapes])
+        if self._voice_spec is not None:
+            self._scripts.count(results)
+        return results
 
     async def _send_by_time(self) -> list[LoadResult]:
         """A closed loop of which nobody knows how many requests it takes."""
@@ -112,9 +115,9 @@ class _Sender:
         if pilot.was_cancelled:
             return [pilot]
         num_wanted = _num_wanted(self._spec, pilot) * (SPARE if self._means.num_workers > 1 else 1)
-        prepared = [self._plan(shape) for shape in itertools.islice(self._shapes, min(num_wanted, MAX_PREPARED))]
-        results = await self._send_all(prepared, more=map(self._plan, self._shapes))
-        if len(results) > 1 and sum(len(result.sent) for result in results) >= len(prepared):
+        prepared = [self._make(shape) for shape in itertools.islice(self._shapes, min(num_wanted, MAX_PREPARED))]
+        results = await self._send_all(prepared, more=map(self._make, self._shapes))
+        if len(results) > 1 and sum(_is_beginning(p) for result in results for p, _ in result.sent) >= len(prepared):
             results[0].stop_reason = results[0].stop_reason or RAN_OUT
         results[0].sent = pilot.sent + results[0].sent
         return results
@@ -127,16 +130,21 @@ class _Sender:
         return await run_load(LoadJob(concurrency=1, deadline_ns=self._job.deadline_ns), [self._plan(shape)],
                               self._target.client.send)
 
-    async def _send_all(self, prepared: list[Planned], *, more: Iterable[Planned] = ()) -> list[LoadResult]:
+    async def _send_all(self, prepared: list[Planned] | list[Script], *, more: Iterable[Planned | Script] = ()
+                        ) -> list[LoadResult]:
         """Sends what is prepared, from several processes or from this one; only this one can make `more`."""
-        means, job = self._means, self._job
+        means, job, client = self._means, self._job, self._target.client
         num_workers = min(means.num_workers, job.concurrency or means.num_workers)
         if any(stage.num_requests for stage in job.stages):
             num_workers = 1  # whoever counts a stage's requests must see them all
         if num_workers > 1:
-            return await means.pool.run(job, prepared, num_workers=num_workers, on_count=means.on_count)
+            return await means.pool.run(job, prepared, num_workers=num_workers, voice=self._voice_spec,
+                                        on_count=means.on_count)
         await self._get_ready(min(job.concurrency or OPEN_CONNECTIONS, len(prepared)))
-        return [await run_load(job, itertools.chain(prepared, more), self._target.client.send, on_end=means.on_end)]
+        units = itertools.chain(prepared, more)
+        if self._voice_spec is None:
+            return [await run_load(job, units, client.send, on_end=means.on_end)]
+        return [await run_conversations(job, units, self._voice, client.send, on_end=means.on_end)]
 
     async def _get_ready(self, num_connections: int) -> None:
         await self._target.client.open_connections(num_connections)
@@ -165,15 +173,21 @@ def make_job(load: LoadSpec, *, deadline_ns: int | None, give_up_s: float) -> Lo
                    max_failures_in_a_row=max(MIN_FAILURES_TO_STOP, concurrency or 1))
 
 
+def _is_beginning(planned: Planned) -> bool:
+    """A single request, or a conversation's first turn."""
+    return not planned.turn
+
+
 def _num_wanted(spec: CellSpec, pilot: LoadResult) -> int:
-    """Requests that a closed loop can get through in its time."""
+    """Requests, or conversations, that a closed loop can get through in its time."""
     least_s = max(min(((e.end_ns - e.sent_ns) / 1e9 for _, e in pilot.sent if e.failure is None), default=1.0), 1e-4)
     load = spec.load
     wanted = sum(s.num_requests or s.most_in_flight * (s.duration_s / least_s + 2) for s in load.stages)
     if load.duration_s is not None:
         by_time = load.concurrency * (load.duration_s / least_s + 2)
         wanted = min(wanted, by_time) if load.stages else by_time
-    return spec.num_warmup + round(wanted)
+    num_turns = 1 if spec.session is None else spec.session.num_turns
+    return spec.num_warmup + math.ceil(wanted / num_turns)
 
 
 def _client_load(results: Sequence[LoadResult]) -> ClientLoad:

@@ -5,7 +5,7 @@ from helpers.bench import later, request, result, spec
 from pelton.bench.audit import audit, verdicts
 from pelton.bench.audit.ranks import is_larger
 from pelton.bench.audit.verdict import all_checks
-from pelton.bench.results import Analysis, ClientError, ClientLoad, HardwareFacts, LoadSpec
+from pelton.bench.results import Analysis, ClientError, ClientLoad, HardwareFacts, LoadSpec, SessionSpec
 from pelton.config import ModelConfig
 
 
@@ -37,6 +37,28 @@ def test_run_out_that_weighs_too_much():
     long = request(end_us=100_000)
     made = result([(spec(concurrency=2, num_requests=2), [request(), long])])
     assert "on average of 2" in found(made, "concurrency_thin").evidence
+
+
+def test_conversations_are_held_while_the_user_thinks():
+    """Two conversations of two turns beside each other, each with a pause three times as long as an answer."""
+    turns = [later(request(session=f"{k}", turn=turn, index=2 * k + turn), 50_000 * turn) for k in (0, 1)
+             for turn in (0, 1)]
+    session = SessionSpec(num_turns=2, turn_tokens=8, think_time_s=0.05)
+    cells = [(spec(concurrency=2, num_requests=4), turns)]
+    assert names(result(cells, workload={"session": session})) == {"too_few_samples"}
+    assert "concurrency_thin" in names(result(cells))
+    one = result([(spec(concurrency=2, num_requests=2), turns[:2])], workload={"session": session})
+    assert "2 requests asked for, at most 1 conversations of 2" in found(one, "concurrency_not_reached").evidence
+
+
+def test_requests_that_the_client_held_back():
+    load = LoadSpec(kind="poisson", rate=50.0, num_requests=100, max_in_flight=1)
+    made = result([(spec(load=load), one_after_another(100))])
+    assert "requests_held" not in names(made)
+    made = msgspec.structs.replace(made, cells=[msgspec.structs.replace(made.cells[0], num_held=7)])
+    (finding,) = [f for f in audit(made) if f.name == "requests_held"]
+    assert finding.evidence.endswith("7 requests (warm-up included) were due while 1 were in flight, and waited")
+    assert "max_in_flight" in finding.advice
 
 
 def test_sizes_that_were_all_one_size():

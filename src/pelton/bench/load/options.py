@@ -103,7 +103,6 @@ class LoadOptions:
         if self.session_turns > 1:
             require(self.trace is None, "trace", self.trace, "left out with session_turns")
             require(not self.cancellation_rate, "cancellation_rate", self.cancellation_rate, "0 with session_turns")
-            require(self.workers in ("auto", "1"), "workers", self.workers, "1 with session_turns")
         is_count = self.workers.isdecimal() and int(self.workers) >= 1
         require(self.workers == "auto" or is_count, "workers", self.workers, "auto or a number of at least 1")
         given = [name for name in ("request_rate", "stages", "trace") if getattr(self, name)]

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable
 from typing import Protocol
+
+import msgspec
 
 from pelton.bench.client import Exchange
 from pelton.bench.load.clock import sleep_until
-from pelton.bench.load.plan import Planned
-from pelton.bench.load.run_load import Send
-from pelton.bench.load.tally import Tally
-from pelton.bench.prompts import Prompt
+from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.run_load import Send, drive
+from pelton.bench.load.tally import LoadResult, OnEnd, Tally
+
+Messages = list[dict[str, str]]
 
 
-class Session(Protocol):
-    """A conversation's content. It knows nothing of time."""
+class Script(msgspec.Struct, kw_only=True):
+    """A conversation with its place in the load, all but the server's answers; plain data, a unit of a loop."""
 
-    def next_request(self, previous_answer: str | None) -> Prompt | None:
-        """The next turn's whole prompt, given the answer to the last one (none for the first turn); none at the end."""
-        ...
-
-
-@dataclass(slots=True)
-class Conversation:
-    """A session with its place in the load; a unit of a loop."""
-
-    session: Session
-    is_warmup: bool
-    due_ns: int | None
     first: Planned
-    """The first turn, made beforehand."""
-    think_ns: Sequence[int]
-    """Pauses before the second turn and those after it."""
+    """The first turn's request."""
+    messages: Messages
+    """Of the first turn."""
+    later: list[str]
+    """What the user says in the turns after it."""
+    think_ns: list[int]
+    """The pause before each of them."""
+
+    @property
+    def is_warmup(self) -> bool:
+        return self.first.is_warmup
+
+    @property
+    def due_ns(self) -> int | None:
+        return self.first.due_ns
 
     @property
     def stage(self) -> str | None:
@@ -43,24 +46,41 @@ class Conversation:
         self.first.stage = name
 
 
-async def hold(conversation: Conversation, scheduled_ns: int, *, plan: Callable[[Planned, Prompt], Planned], send: Send,
-               read: Callable[[Exchange], str | None], tally: Tally) -> None:
-    """Sends a conversation's turns one after another. One that fails has no next turn.
+class Voice(Protocol):
+    """Makes a turn's request and reads its answer. It knows nothing of time."""
 
-    Args:
-        plan: makes a turn's request of the turn before it and the prompt.
-        read: an exchange's text, none when it failed.
-    """
-    planned = conversation.first
-    for think_ns in (*conversation.think_ns, 0):
+    def ask(self, messages: Messages, output_tokens: int) -> bytes:
+        """The bytes of a request."""
+        ...
+
+    def hear(self, exchange: Exchange) -> str | None:
+        """The answer's text; none when the exchange failed."""
+        ...
+
+
+async def run_conversations(job: LoadJob, scripts: Iterable[Script], voice: Voice, send: Send, *,
+                            on_end: OnEnd | None = None) -> LoadResult:
+    """Holds the conversations as the job says. Tokens of the later turns are left for whoever counts them."""
+    tally = Tally(job, on_end=on_end)
+    return await drive(job, scripts, functools.partial(_hold, voice=voice, send=send, tally=tally), tally)
+
+
+async def _hold(script: Script, scheduled_ns: int, *, voice: Voice, send: Send, tally: Tally) -> None:
+    """Sends a conversation's turns one after another. One that fails has no next turn."""
+    planned, messages = script.first, script.messages
+    for text, think_ns in zip([*script.later, None], [*script.think_ns, 0]):
         exchange = await send(planned.request)
         tally.ended(planned, exchange, scheduled_ns)
-        answer = read(exchange)
-        if answer is None or tally.result.is_server_failing:
+        answer = voice.hear(exchange)
+        if answer is None or text is None or tally.result.is_server_failing:
             return
-        prompt = conversation.session.next_request(answer)
-        if prompt is None:
-            return
-        planned = plan(planned, prompt)
+        messages = next_messages(messages, answer, text)
+        planned = msgspec.structs.replace(planned, index=planned.index + 1, turn=planned.turn + 1,
+                                          request=voice.ask(messages, planned.requested_output_tokens))
         scheduled_ns = exchange.end_ns + think_ns
         await sleep_until(scheduled_ns)
+
+
+def next_messages(messages: Messages, answer: str, text: str) -> Messages:
+    """The conversation with an answer and what the user says to it."""
+    return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": text}]

@@ -12,7 +12,6 @@ from pelton.bench.prompts.dataset import Entry
 from pelton.bench.prompts.factory import Draft, PromptFactory
 from pelton.bench.prompts.lengths import Lengths
 from pelton.bench.prompts.prompt import Prompt
-from pelton.bench.prompts.session import TurnSession
 from pelton.bench.prompts.source import DataSource, Material, RepeatSource, Source, SyntheticSource, TextSource
 from pelton.bench.prompts.vocabulary import flatten
 from pelton.bench.prompts.words import pieces_of
@@ -117,16 +116,14 @@ class TrialPrompts:
         return self._factory.fit(num_tokens, lambda size: self._draft(size, entry), more=more,
                                  is_unique=self._source.is_unique)
 
-    def make_session(self, num_tokens: int, *, entry: int | None, num_turns: int, turn_tokens: int) -> TurnSession:
-        """A conversation that begins with such a prompt. One of a data set goes on with its own turns, any other with
-        random words of `turn_tokens` each."""
-        factory = self._factory
+    def make_session(self, num_tokens: int, *, entry: int | None, num_turns: int, turn_tokens: int
+                     ) -> tuple[Prompt, list[str]]:
+        """A conversation that begins with such a prompt, and what the user says in its later turns: of one of a data
+        set its own turns, of any other random words of `turn_tokens` each."""
+        factory, first = self._factory, self.make(num_tokens, entry=entry)
         if num_tokens == 0:
-            later = iter(self._entries[entry].turns[: num_turns - 1])
-        else:
-            later = (factory.make(factory.template_tokens + turn_tokens).text for _ in range(num_turns - 1))
-        return TurnSession(self.make(num_tokens, entry=entry), later,
-                           lambda messages: factory.count_messages(messages) - factory.correction)
+            return first, list(self._entries[entry].turns[: num_turns - 1])
+        return first, [factory.make(factory.template_tokens + turn_tokens).text for _ in range(num_turns - 1)]
 
     def answer_tokens(self, entry: int) -> int:
         """Tokens that the data set asks for, or that its own answer has.

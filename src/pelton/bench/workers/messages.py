@@ -7,7 +7,9 @@ import struct
 
 import msgspec
 
+from pelton.bench.conversation import VoiceSpec
 from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.sessions import Script
 from pelton.bench.load.tally import LoadResult
 
 _LENGTH = struct.Struct("<Q")
@@ -27,6 +29,10 @@ class Prepare(msgspec.Struct, tag=True):
     job: LoadJob
     requests: list[Planned]
     num_connections: int
+    scripts: list[Script] = []
+    """Conversations instead of single requests."""
+    voice: VoiceSpec | None = None
+    """How conversations are spelt."""
 
 
 class Ready(msgspec.Struct, tag=True):

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pelton.bench.client import Client, now_ns
+from pelton.bench.conversation import VoiceSpec
 from pelton.bench.load.plan import LoadJob, Planned
+from pelton.bench.load.sessions import Script
 from pelton.bench.load.tally import LoadResult
 from pelton.bench.workers.messages import Done, Go, Order, Prepare, Pulse, Ready, Report, Setup, Stop, pack, read_report
 from pelton.errors import PeltonError
@@ -37,17 +39,19 @@ class WorkerPool:
             self._processes.append(process)
             await _order(process, self._setup)
 
-    async def run(self, job: LoadJob, requests: Sequence[Planned], *, num_workers: int,
+    async def run(self, job: LoadJob, units: Sequence[Planned] | Sequence[Script], *, num_workers: int,
+                  voice: VoiceSpec | None = None,
                   on_count: Callable[[int], None] | None = None) -> list[LoadResult]:
-        """Sends the requests from so many processes; one result each, in their order. A cancelled load returns what
-        had ended. `on_count` is told now and then how many more measured requests have ended.
+        """Sends requests, or holds conversations where there is a voice, from so many processes; one result each, in
+        their order. A cancelled load returns what had ended. `on_count` is told now and then how many more measured
+        requests have ended.
 
         Raises:
             PeltonError: a process died.
         """
         await self.grow(num_workers)
         processes = self._processes[:num_workers]
-        for process, part in zip(processes, share_out(job, requests, num_workers)):
+        for process, part in zip(processes, share_out(job, units, num_workers, voice)):
             await _order(process, part)
         await asyncio.gather(*(_report(process, Ready) for process in processes))
         start_ns = now_ns() + LEAD_NS
@@ -73,8 +77,9 @@ class WorkerPool:
         self._processes.clear()
 
 
-def share_out(job: LoadJob, requests: Sequence[Planned], num_workers: int) -> list[Prepare]:
-    """Every process's part: requests in turn, slots and places as evenly as they divide."""
+def share_out(job: LoadJob, units: Sequence[Planned] | Sequence[Script], num_workers: int,
+              voice: VoiceSpec | None = None) -> list[Prepare]:
+    """Every process's part: requests or conversations in turn, slots and places as evenly as they divide."""
     parts = []
     for number in range(num_workers):
         concurrency = None if job.concurrency is None else _part(job.concurrency, number, num_workers)
@@ -82,8 +87,9 @@ def share_out(job: LoadJob, requests: Sequence[Planned], num_workers: int) -> li
         part = msgspec.structs.replace(job, concurrency=concurrency, first_slot=number, slot_step=num_workers,
                                        max_failures_in_a_row=most,
                                        max_in_flight=max(_part(job.max_in_flight, number, num_workers), 1))
-        mine = list(requests[number::num_workers])
-        parts.append(Prepare(part, mine, min(concurrency or 1, len(mine))))
+        mine = list(units[number::num_workers])
+        requests, scripts = (mine, []) if voice is None else ([], mine)
+        parts.append(Prepare(part, requests, min(concurrency or 1, len(mine)), scripts, voice))
     return parts
 
 

@@ -10,8 +10,10 @@ import msgspec
 
 from pelton.bench import event_loop
 from pelton.bench.client import Address, Client, Exchange, allow_connections
+from pelton.bench.conversation import ChatVoice
 from pelton.bench.load.plan import Planned
 from pelton.bench.load.run_load import run_load
+from pelton.bench.load.sessions import run_conversations
 from pelton.bench.load.tally import LoadResult
 from pelton.bench.workers.messages import Done, Go, Prepare, Pulse, Ready, Report, Setup, Stop, pack, read_order
 
@@ -50,7 +52,11 @@ class Worker:
     async def _run(self) -> None:
         prepared, self._prepared = self._prepared, None
         pulse = asyncio.create_task(self._tell())
-        result = await run_load(prepared.job, prepared.requests, self._client.send, on_end=self._count)
+        if prepared.voice is None:
+            result = await run_load(prepared.job, prepared.requests, self._client.send, on_end=self._count)
+        else:
+            result = await run_conversations(prepared.job, prepared.scripts, ChatVoice(prepared.voice, self._client),
+                                             self._client.send, on_end=self._count)
         pulse.cancel()
         _say(Done(_slim(result)))
 

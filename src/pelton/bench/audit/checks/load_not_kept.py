@@ -1,4 +1,4 @@
-"""An open loop whose requests were sent late, or whose server fell behind them."""
+"""An open loop whose requests were sent late or held back, or whose server fell behind them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def check(view: View) -> Iterator[Finding]:
         "sent_behind_schedule", "failure", late,
         "The load that was asked for was not the load that was sent: latencies from sending are too good. Read those "
         "from schedule, raise max_in_flight, or give the client more workers.")
+    held = {c.id: f"{c.num_held} requests (warm-up included) were due while {c.load.max_in_flight} were in flight, and "
+                  "waited" for c in open_loops if c.num_held}
+    yield from report(
+        "requests_held", "warning", held,
+        "The client's own limit held them back, so the server saw fewer at once than the load has. Raise "
+        "max_in_flight, or read latencies from schedule, which hold the wait, and take the rate as too high for this server.")
     behind = {}
     for cell in open_loops:
         rate, answered = cell.load.rate, cell.value("request_throughput") or 0.0
