@@ -7,7 +7,6 @@ interpreter for milliseconds a frame, and stamps would wait for it.
 
 from __future__ import annotations
 
-import re
 import shutil
 import statistics
 import sys
@@ -19,15 +18,15 @@ from typing import TextIO
 
 from pelton.bench.cell import CellSpec
 from pelton.bench.client import Exchange, now_ns
+from pelton.bench.glimpse import is_answer, latency_s, num_tokens, ttft_ms
 from pelton.bench.results import CellResult, Distribution, TargetInfo
+from pelton.bench.workers.messages import Pulse
 
 DRAW_S, PLAIN_S = 0.5, 10.0
 BAR_WIDTH = 10
 NUM_AT_ONCE = 16  # answers read before the client's thread may go on: a tenth of a millisecond
 NUM_RECENT = 500  # first tokens over which the median is shown
 LEAST_SPAN_S = 2.0  # over which rates are taken, and at least twice as long as a request takes
-_TEXT = re.compile(rb'"(?:content|text|text_output)": ?"[^"]')
-_COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
 class LiveCell:
@@ -38,8 +37,9 @@ class LiveCell:
         self.label = label
         self.num_requests, self.duration_s, self.start_ns = num_requests, duration_s, start_ns
         self.num_ended = self.num_failed = 0
-        self._pending: deque[Exchange] = deque()  # the one thing both threads touch; its ends are safe
-        self._num_elsewhere = 0
+        # The one thing both threads touch; its ends are safe.
+        self._pending: deque[Exchange | tuple[int, Pulse]] = deque()
+        self._in_flight_elsewhere: dict[int, int] = {}
         self._ttfts_ms: deque[float] = deque(maxlen=NUM_RECENT)
         self._ends: deque[tuple[int, int]] = deque()  # (end, output tokens) within the span of the rates
         self._latency_s = 0.0
@@ -48,33 +48,45 @@ class LiveCell:
         """Files a measured request that has ended; for the client's thread."""
         self._pending.append(exchange)
 
-    def add_elsewhere(self, count: int) -> None:
-        """Counts requests that other processes sent; of their answers nothing is known yet."""
-        self._num_elsewhere += count
+    def add_elsewhere(self, worker: int, pulse: Pulse) -> None:
+        """Files what another process saw of its requests."""
+        self._pending.append((worker, pulse))
 
     def read(self, at_ns: int) -> None:
         """Takes in what was filed up to now."""
         for number in range(len(self._pending)):
             if number % NUM_AT_ONCE == 0:
                 time.sleep(0)  # lets the client go first
-            self._take(self._pending.popleft())
+            filed = self._pending.popleft()
+            if isinstance(filed, Exchange):
+                self._take(filed)
+            else:
+                self._take_pulse(*filed)
         oldest = at_ns - round(self.span_s * 1e9)
         while self._ends and self._ends[0][0] < oldest:
             self._ends.popleft()
 
     def _take(self, exchange: Exchange) -> None:
         self.num_ended += 1
-        response = exchange.response
-        if exchange.failure is not None or response.status != 200:
+        if not is_answer(exchange):
             self.num_failed += not exchange.was_cancelled
             return
-        latency_s = (exchange.end_ns - exchange.sent_ns) / 1e9
-        self._latency_s = latency_s if self.num_ended == 1 else 0.9 * self._latency_s + 0.1 * latency_s
-        self._ends.append((exchange.end_ns, _num_tokens(exchange)))
-        if response.is_event_stream:
-            first = next((at for at, data in response.pieces if _TEXT.search(data)), None)
-            if first is not None:
-                self._ttfts_ms.append((first - exchange.sent_ns) / 1e6)
+        self._blend(latency_s(exchange))
+        self._ends.append((exchange.end_ns, num_tokens(exchange)))
+        if (first_ms := ttft_ms(exchange)) is not None:
+            self._ttfts_ms.append(first_ms)
+
+    def _take_pulse(self, worker: int, pulse: Pulse) -> None:
+        self.num_ended += pulse.num_ended
+        self.num_failed += pulse.num_failed
+        self._in_flight_elsewhere[worker] = pulse.num_in_flight
+        if pulse.num_ended > pulse.num_failed:
+            self._blend(pulse.latency_s)
+            self._ends.append((pulse.at_ns, pulse.num_tokens))
+        self._ttfts_ms.extend(pulse.ttfts_ms)
+
+    def _blend(self, latency_s: float) -> None:
+        self._latency_s = 0.9 * self._latency_s + 0.1 * latency_s if self._latency_s else latency_s
 
     @property
     def span_s(self) -> float:
@@ -83,39 +95,38 @@ class LiveCell:
     def line(self, at_ns: int, *, num_in_flight: int | None = None) -> str:
         """The state in one line: progress, rates, first tokens, requests in flight, failures, time left."""
         elapsed_s = max((at_ns - self.start_ns) / 1e9, 1e-9)
-        num_ended = self.num_ended + self._num_elsewhere
-        parts = [f"{self._bar(num_ended, elapsed_s)} {self.label}"]
+        parts = [f"{self._bar(elapsed_s)} {self.label}"]
         span_s = min(self.span_s, elapsed_s)
         if self._ends:
             parts.append(f"{sum(n for _, n in self._ends) / span_s:,.0f} tokens/s")
-        elif self._num_elsewhere:
-            parts.append(f"{num_ended / elapsed_s:,.1f} requests/s")
         if self._ttfts_ms:
             parts.append(f"TTFT {statistics.median(self._ttfts_ms):,.1f} ms")
-        if num_in_flight is not None and not self._num_elsewhere:
+        if self._in_flight_elsewhere:
+            num_in_flight = sum(self._in_flight_elsewhere.values())
+        if num_in_flight is not None:
             parts.append(f"{num_in_flight} in flight")
         if self.num_failed:
             parts.append(f"{self.num_failed} failed")
-        left_s = self._left_s(num_ended, elapsed_s)
+        left_s = self._left_s(elapsed_s)
         if left_s is not None:
             parts.append(f"{_clock(left_s)} left")
         return " · ".join(parts)
 
-    def _bar(self, num_ended: int, elapsed_s: float) -> str:
+    def _bar(self, elapsed_s: float) -> str:
         if self.num_requests:
-            share, count = num_ended / self.num_requests, f"{num_ended}/{self.num_requests}"
+            share, count = self.num_ended / self.num_requests, f"{self.num_ended}/{self.num_requests}"
         else:
-            share, count = elapsed_s / self.duration_s if self.duration_s else 0.0, f"{num_ended}"
+            share, count = elapsed_s / self.duration_s if self.duration_s else 0.0, f"{self.num_ended}"
         filled = min(int(BAR_WIDTH * share), BAR_WIDTH)
         return "█" * filled + "░" * (BAR_WIDTH - filled) + f" {count}"
 
-    def _left_s(self, num_ended: int, elapsed_s: float) -> float | None:
+    def _left_s(self, elapsed_s: float) -> float | None:
         """Seconds to the end of the trial, as it went so far."""
         found = []
         if self.duration_s is not None:
             found.append(self.duration_s - elapsed_s)
-        if self.num_requests and num_ended:
-            found.append((self.num_requests - num_ended) * elapsed_s / num_ended)
+        if self.num_requests and self.num_ended:
+            found.append((self.num_requests - self.num_ended) * elapsed_s / self.num_ended)
         return max(min(found), 0.0) if found else None
 
 
@@ -154,10 +165,10 @@ class Progress:
         if self._cell is not None and self._thread is not None:
             self._cell.add(exchange)
 
-    def requests_ended(self, count: int) -> None:
-        """Counts measured requests that other processes sent."""
-        if self._cell is not None:
-            self._cell.add_elsewhere(count)
+    def pulse(self, worker: int, pulse: Pulse) -> None:
+        """Files what another process saw of its requests since it last told."""
+        if self._cell is not None and self._thread is not None:
+            self._cell.add_elsewhere(worker, pulse)
 
     def cell_ended(self, cell: CellResult) -> None:
         ttft, latency = cell.distribution("ttft"), cell.distribution("e2e_latency")
@@ -212,15 +223,6 @@ class Progress:
         if not self._is_silent:
             self._out.write(text)
             self._out.flush()
-
-
-def _num_tokens(exchange: Exchange) -> int:
-    """As the server's usage says, which comes last; without it the pieces of the answer."""
-    pieces = exchange.response.pieces
-    for _, data in reversed(pieces[-4:]):
-        if found := _COUNT.findall(data):
-            return int(found[-1])
-    return len(pieces)
 
 
 def _percentiles(found: Distribution) -> str:

@@ -128,7 +128,7 @@ class Run:
         self._progress.cell_started(spec)
         began_ns = now_ns()
         while True:
-            means = Means(crew.pool, crew.num_workers, on_end=self._count, on_count=self._progress.requests_ended)
+            means = Means(crew.pool, crew.num_workers, on_end=self._count, on_pulse=self._progress.pulse)
             outcome = await run_trial(spec, target, means, seed=self._seed, trial=trial, epoch_ns=start_ns,
                                       deadline_ns=deadline_ns)
             if outcome.stop_reason is not None or not crew.grow_for(outcome.client):

@@ -21,7 +21,7 @@ from pelton.bench.percentiles import percentile
 from pelton.bench.record import make_record
 from pelton.bench.results import ClientLoad, LoadSpec, RequestRecord
 from pelton.bench.target import Target
-from pelton.bench.workers.pool import WorkerPool, join
+from pelton.bench.workers.pool import OnPulse, WorkerPool, join
 
 MIN_FAILURES_TO_STOP = 4
 LEAD_NS = 20_000_000  # from the end of the preparations to time 0 of an open loop
@@ -53,8 +53,8 @@ class Means:
     num_workers: int = 1
     on_end: OnEnd | None = None
     """Told of every exchange of this process as it ends."""
-    on_count: Callable[[int], None] | None = None
-    """Told now and then how many more requests of other processes have ended."""
+    on_pulse: OnPulse | None = None
+    """Told now and then what other processes saw of their requests."""
 
 
 async def run_trial(spec: CellSpec, target: Target, means: Means, *, seed: int, trial: int = 0, epoch_ns: int,
@@ -139,7 +139,7 @@ class _Sender:
             num_workers = 1  # whoever counts a stage's requests must see them all
         if num_workers > 1:
             return await means.pool.run(job, prepared, num_workers=num_workers, voice=self._voice_spec,
-                                        on_count=means.on_count)
+                                        on_pulse=means.on_pulse)
         await self._get_ready(min(job.concurrency or OPEN_CONNECTIONS, len(prepared)))
         units = itertools.chain(prepared, more)
         if self._voice_spec is None:

@@ -8,6 +8,7 @@ from pelton.bench.client import Exchange, Failure
 from pelton.bench.framing import Response
 from pelton.bench.progress import LiveCell, Progress
 from pelton.bench.results import LoadSpec
+from pelton.bench.workers.worker import Seen
 
 SECOND = 1_000_000_000
 
@@ -55,11 +56,22 @@ def test_failures_are_counted_and_cancelled_requests_are_none():
     assert "TTFT" not in line
 
 
-def test_requests_of_other_processes_count_without_their_answers():
+def test_requests_of_other_processes_are_told_alike():
     cell = LiveCell("1/1", num_requests=100)
-    cell.add_elsewhere(50)
+    for worker in (0, 1):
+        seen = Seen()
+        for end in (9.0, 9.5):
+            seen.add(answer(end, num_tokens=100, ttft_s=0.2 + 0.2 * worker))
+        seen.add(answer(9.0, failure=Failure("timeout", "late")))
+        pulse = seen.pulse(num_in_flight=3 + worker)
+        assert (pulse.num_ended, pulse.num_failed, pulse.num_tokens, pulse.latency_s) == (3, 1, 200, 1.0)
+        pulse.at_ns = 9 * SECOND
+        cell.add_elsewhere(worker, pulse)
     cell.read(10 * SECOND)
-    assert cell.line(10 * SECOND, num_in_flight=0) == "█████░░░░░ 50/100 1/1 · 5.0 requests/s · 10 s left"
+    assert cell.line(10 * SECOND, num_in_flight=0) == (
+        "░░░░░░░░░░ 6/100 1/1 · 200 tokens/s · TTFT 300.0 ms · 7 in flight · 2 failed · 2:37 min left")
+    cell.read(60 * SECOND)
+    assert "tokens/s" not in cell.line(60 * SECOND)
 
 
 def test_terminal_line_is_drawn_over_and_cleared():

@@ -16,6 +16,11 @@ from pelton.bench.workers.messages import Done, Go, Prepare, Pulse, Ready, Setup
 from pelton.bench.workers.pool import join, share_out
 
 
+def pulse(num_ended):
+    return Pulse(at_ns=1, num_ended=num_ended, num_failed=0, num_tokens=7, latency_s=0.5, ttfts_ms=[1.5],
+                 num_in_flight=2)
+
+
 def planned(count):
     return [Planned(index=i, is_warmup=False, request=b"%d" % i, requested_prompt_tokens=1, client_prompt_tokens=1,
                     requested_output_tokens=1, due_ns=i) for i in range(count)]
@@ -62,7 +67,7 @@ def test_reports_arrive_as_they_were():
                         loop_lags_us=[1.0, 2.5])
     assert through_a_pipe(Done(result), read_report) == Done(result)
     assert through_a_pipe(Ready(), read_report) == Ready()
-    assert through_a_pipe(Pulse(3), read_report) == Pulse(3)
+    assert through_a_pipe(pulse(3), read_report) == pulse(3)
 
 
 def test_parts_are_joined():
@@ -101,9 +106,9 @@ def test_a_local_server_keeps_half_of_the_cores(monkeypatch):
 def test_pulses_are_counted_and_not_mistaken_for_the_result():
     async def receive():
         process = SimpleNamespace(stdout=asyncio.StreamReader())
-        process.stdout.feed_data(pack(Pulse(2)) + pack(Pulse(5)) + pack(Done(LoadResult(num_held=4))))
+        process.stdout.feed_data(pack(pulse(2)) + pack(pulse(5)) + pack(Done(LoadResult(num_held=4))))
         return await pool._report(process, Done, counted.append)
 
     counted = []
     assert asyncio.run(receive()) == Done(LoadResult(num_held=4))
-    assert counted == [2, 5]
+    assert counted == [pulse(2), pulse(5)]

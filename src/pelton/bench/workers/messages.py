@@ -50,9 +50,18 @@ class Stop(msgspec.Struct, tag=True):
 
 
 class Pulse(msgspec.Struct, tag=True):
-    """From a process, now and then: how many more measured requests have ended."""
+    """From a process, now and then: its measured requests that have ended since the last one."""
 
+    at_ns: int
     num_ended: int
+    num_failed: int
+    num_tokens: int
+    latency_s: float
+    """Mean of those answered in full; 0 without any."""
+    ttfts_ms: list[float]
+    """Of some of them."""
+    num_in_flight: int
+    """Now."""
 
 
 class Done(msgspec.Struct, tag=True):

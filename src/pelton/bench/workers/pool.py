@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pelton.errors import PeltonError
 
 LEAD_NS = 50_000_000  # from the order to start to time 0 of an open loop
 MIN_FAILURES_TO_STOP = 4
+OnPulse = Callable[[int, Pulse], None]
 
 
 class WorkerPool:
@@ -40,11 +42,9 @@ class WorkerPool:
             await _order(process, self._setup)
 
     async def run(self, job: LoadJob, units: Sequence[Planned] | Sequence[Script], *, num_workers: int,
-                  voice: VoiceSpec | None = None,
-                  on_count: Callable[[int], None] | None = None) -> list[LoadResult]:
+                  voice: VoiceSpec | None = None, on_pulse: OnPulse | None = None) -> list[LoadResult]:
         """Sends requests, or holds conversations where there is a voice, from so many processes; one result each, in
-        their order. A cancelled load returns what had ended. `on_count` is told now and then how many more measured
-        requests have ended.
+        their order. A cancelled load returns what had ended. `on_pulse` is told now and then what process saw what.
 
         Raises:
             PeltonError: a process died.
@@ -57,7 +57,8 @@ class WorkerPool:
         start_ns = now_ns() + LEAD_NS
         for process in processes:
             await _order(process, Go(start_ns))
-        done = asyncio.gather(*(_report(process, Done, on_count) for process in processes))
+        done = asyncio.gather(*(_report(process, Done, on_pulse and functools.partial(on_pulse, number))
+                                for number, process in enumerate(processes)))
         try:
             reports = await asyncio.shield(done)
         except asyncio.CancelledError:
@@ -115,11 +116,11 @@ async def _order(process: asyncio.subprocess.Process, order: Order) -> None:
 
 
 async def _report(process: asyncio.subprocess.Process, kind: type[Report],
-                  on_count: Callable[[int], None] | None = None) -> Report:
+                  on_pulse: Callable[[Pulse], None] | None = None) -> Report:
     try:
         while isinstance(report := await read_report(process.stdout), Pulse):
-            if on_count is not None:
-                on_count(report.num_ended)
+            if on_pulse is not None:
+                on_pulse(report)
     except asyncio.IncompleteReadError:
         raise PeltonError("a client process of the benchmark died; see its error above") from None
     assert isinstance(report, kind), report

@@ -9,8 +9,9 @@ import sys
 import msgspec
 
 from pelton.bench import event_loop
-from pelton.bench.client import Address, Client, Exchange, allow_connections
+from pelton.bench.client import Address, Client, Exchange, allow_connections, now_ns
 from pelton.bench.conversation import ChatVoice
+from pelton.bench.glimpse import is_answer, latency_s, num_tokens, ttft_ms
 from pelton.bench.load.plan import Planned
 from pelton.bench.load.run_load import run_load
 from pelton.bench.load.sessions import run_conversations
@@ -18,6 +19,7 @@ from pelton.bench.load.tally import LoadResult
 from pelton.bench.workers.messages import Done, Go, Prepare, Pulse, Ready, Report, Setup, Stop, pack, read_order
 
 PULSE_S = 0.5
+MOST_TTFTS = 100  # of one pulse: enough for a median, and little work beside the load
 
 
 class Worker:
@@ -28,7 +30,7 @@ class Worker:
         self._client: Client | None = None
         self._prepared: Prepare | None = None
         self._load: asyncio.Task[None] | None = None
-        self._num_ended = 0
+        self._seen = Seen()
 
     async def serve(self) -> None:
         while True:
@@ -51,6 +53,7 @@ class Worker:
 
     async def _run(self) -> None:
         prepared, self._prepared = self._prepared, None
+        self._seen = Seen()
         pulse = asyncio.create_task(self._tell())
         if prepared.voice is None:
             result = await run_load(prepared.job, prepared.requests, self._client.send, on_end=self._count)
@@ -61,14 +64,40 @@ class Worker:
         _say(Done(_slim(result)))
 
     def _count(self, planned: Planned, exchange: Exchange) -> None:
-        self._num_ended += not planned.is_warmup
+        if not planned.is_warmup:
+            self._seen.add(exchange)
 
     async def _tell(self) -> None:
-        """Says now and then how many requests have ended, for whoever watches."""
+        """Says now and then what has ended, for whoever watches."""
         while True:
             await asyncio.sleep(PULSE_S)
-            _say(Pulse(self._num_ended))
-            self._num_ended = 0
+            _say(self._seen.pulse(self._client.num_in_flight))
+            self._seen = Seen()
+
+
+class Seen:
+    """What was seen of the requests that ended since the last pulse."""
+
+    def __init__(self) -> None:
+        self._num_ended = self._num_failed = self._num_tokens = 0
+        self._latency_s = 0.0
+        self._ttfts_ms: list[float] = []
+
+    def add(self, exchange: Exchange) -> None:
+        self._num_ended += 1
+        if not is_answer(exchange):
+            self._num_failed += not exchange.was_cancelled
+            return
+        self._num_tokens += num_tokens(exchange)
+        self._latency_s += latency_s(exchange)
+        if len(self._ttfts_ms) < MOST_TTFTS and (first_ms := ttft_ms(exchange)) is not None:
+            self._ttfts_ms.append(first_ms)
+
+    def pulse(self, num_in_flight: int) -> Pulse:
+        num_answered = max(self._num_ended - self._num_failed, 1)
+        return Pulse(at_ns=now_ns(), num_ended=self._num_ended, num_failed=self._num_failed,
+                     num_tokens=self._num_tokens, latency_s=self._latency_s / num_answered, ttfts_ms=self._ttfts_ms,
+                     num_in_flight=num_in_flight)
 
 
 def _slim(result: LoadResult) -> LoadResult:

@@ -16,7 +16,8 @@ def check(view: View) -> Iterator[Finding]:
     closed = {c.id: (c, *_in_flight(view, c)) for c in view.cells if c.concurrency is not None and c.num_done}
     what = "in flight" if view.workload.session is None else "conversations"
     few = {name: f"{c.num_done if c.num_requests is None else c.num_requests} requests asked for, at most {most} "
-                 f"{what} of {c.concurrency}" + _refused(c) for name, (c, most, _) in closed.items() if most < c.concurrency}
+                 f"{what} of {c.concurrency}" + _refused(c)
+           for name, (c, most, _) in closed.items() if most < c.concurrency}
     yield from report(
         "concurrency_not_reached", "failure", few,
         "Give num_requests of at least twice the concurrency; until then read these cells as the number in flight "

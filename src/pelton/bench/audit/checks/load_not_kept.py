@@ -25,7 +25,8 @@ def check(view: View) -> Iterator[Finding]:
     yield from report(
         "requests_held", "warning", held,
         "The client's own limit held them back, so the server saw fewer at once than the load has. Raise "
-        "max_in_flight, or read latencies from schedule, which hold the wait, and take the rate as too high for this server.")
+        "max_in_flight, or read latencies from schedule, which hold the wait, and take the rate as too high for this "
+        "server.")
     behind = {}
     for cell in open_loops:
         rate, answered = cell.load.rate, cell.value("request_throughput") or 0.0
