@@ -102,8 +102,13 @@ class CudaQueue:
         """Runs a job now, with the stream as the current one."""
         if self._is_closed:
             raise RuntimeError("the runner is closed")
-        with torch.inference_mode(), torch.cuda.stream(self.stream):
-            job()
+        caller = torch.cuda.current_stream(self.stream.device)
+        torch.cuda.set_stream(self.stream)  # the context manager that does this takes several times as long
+        try:
+            with torch.inference_mode():
+                job()
+        finally:
+            torch.cuda.set_stream(caller)
 
     def signal(self) -> Signal:
         return _EventSignal(self.stream)
@@ -145,14 +150,14 @@ class PinnedStaging:
         """Copies arrays on the current stream. Returns tensors of their shapes and types."""
         places, num_bytes = pack_places(arrays)
         target = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
-        self.put_into(target, *arrays)
+        self.write_into(target, num_bytes, lambda out: pack(arrays, places, out))
         return unpack(target, arrays, places)
 
-    def put_into(self, target: torch.Tensor, *arrays: np.ndarray) -> None:
-        """Copies arrays on the current stream to where `pack_places` has them in target, [n] uint8 on the device."""
-        places, num_bytes = pack_places(arrays)
+    def write_into(self, target: torch.Tensor, num_bytes: int, write: Callable[[np.ndarray], None]) -> None:
+        """Copies what `write` puts into page-locked memory, [num_bytes] uint8, on the current stream to the beginning
+        of target, [n] uint8 on the device."""
         start = self._reserve(num_bytes)
-        pack(arrays, places, self._bytes[start:start + num_bytes])
+        write(self._bytes[start:start + num_bytes])
         target[:num_bytes].copy_(self._ring[start:start + num_bytes], non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()

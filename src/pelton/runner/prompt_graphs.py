@@ -30,6 +30,7 @@ MAX_DECODED_LEN = 512
 _LEAST_ROWS = 4
 _MOST_ROWS = 64
 _TOKENS_PER_ROW = 8
+_TABLES = "block_tables"
 
 
 def prompt_graph_sizes(max_num_tokens: int) -> list[int]:
@@ -45,29 +46,36 @@ def max_rows(size: int) -> int:
 
 
 class _Buffers:
-    """What the graph of one size reads, by name: on the host, and where it lies on the device.
+    """What the graph of one size reads, by name, and where it lies on the device.
 
     Args:
-        padding: what it reads where a step has nothing.
+        padding: what it reads where a step has nothing; block tables come last, as those of rows that pad a step are
+            not read, and are not written either.
         target: [n] uint8 on the device, of which it takes the beginning.
     """
 
     def __init__(self, padding: dict[str, np.ndarray], target: torch.Tensor):
         arrays = tuple(padding.values())
         places, num_bytes = pack_places(arrays)
-        self._padding, self._packed = (np.zeros(num_bytes, dtype=np.uint8) for _ in range(2))
+        self._padding = np.zeros(num_bytes, dtype=np.uint8)
         pack(arrays, places, self._padding)
-        self._host = {name: self._packed[place:place + array.nbytes].view(array.dtype).reshape(array.shape)
-                      for (name, array), place in zip(padding.items(), places, strict=True)}
+        self._places = dict(zip(padding, places, strict=True))
         self._target = target
         self.device = dict(zip(padding, unpack(target, arrays, places), strict=True))
 
     def write(self, columns: dict[str, np.ndarray], staging: Any) -> None:
         """Copies a step's columns to the device, padded."""
-        self._packed[:] = self._padding
-        for name, column in columns.items():
-            self._host[name][:len(column)] = column
-        staging.put_into(self._target, self._packed)
+        num_bytes = self._places[_TABLES]
+        if _TABLES in columns:
+            num_bytes += columns[_TABLES].nbytes
+
+        def fill(out: np.ndarray) -> None:
+            out[:] = self._padding[:num_bytes]
+            for name, column in columns.items():
+                place = self._places[name]
+                out[place:place + column.nbytes].view(column.dtype)[:] = column.reshape(-1)
+
+        staging.write_into(self._target, num_bytes, fill)
 
 
 class PromptGraphs:
@@ -136,13 +144,12 @@ class PromptGraphs:
         columns = {
             "token_ids": known, "positions": layout.positions, "slot_mapping": layout.slot_mapping,
             "query_start": layout.query_start, "seq_lens": layout.seq_lens, "slots": layout.slots,
-            "block_tables": self._slots.block_tables[layout.slots],
             "tiles": self._attention.cut_tiles(layout.query_lens, layout.seq_lens.tolist(), 0, self._queries_per_tile),
             "slot_index": layout.sampled_slots, "position_index": layout.sampled_positions,
             "row_index": layout.row_index}
         if layout.rope_lens is not None:
             columns["rope_lens"] = layout.rope_lens
-        return columns
+        return {**columns, _TABLES: self._slots.block_tables[layout.slots]}
 
     def _padding(self, size: int) -> dict[str, np.ndarray]:
         """The columns of a step without tokens, in their full lengths."""
@@ -156,18 +163,17 @@ class PromptGraphs:
             "token_ids": zeros(size), "positions": zeros(size), "slot_mapping": zeros(size) - 1,
             "query_start": zeros(num_rows + 1, dtype=np.int32), "seq_lens": zeros(num_rows, dtype=np.int32),
             "slots": zeros(num_rows),
-            "block_tables": zeros(num_rows, self._slots.block_tables.shape[1], dtype=np.int32),
             "tiles": zeros(num_tiles, 2, dtype=np.int32) - 1, "slot_index": zeros(num_rows),
             "position_index": zeros(num_rows, dtype=np.int32), "row_index": zeros(num_rows)}
         if self._has_rope_lens:
             padding["rope_lens"] = zeros(size)
-        return padding
+        return {**padding, _TABLES: zeros(num_rows, self._slots.block_tables.shape[1], dtype=np.int32)}
 
     def _run(self, size: int) -> torch.Tensor:
         """The step over the buffers; [size, D]."""
         on_device = self._buffers[size].device
         meta = AttentionMetadata(
             num_decodes=0, query_start=on_device["query_start"], seq_lens=on_device["seq_lens"],
-            block_tables=on_device["block_tables"], slot_mapping=on_device["slot_mapping"], query_lens_host=[],
+            block_tables=on_device[_TABLES], slot_mapping=on_device["slot_mapping"], query_lens_host=[],
             seq_lens_host=[], rope_lens=on_device.get("rope_lens"), prefill_tiles=on_device["tiles"])
         return self._decoder.forward(on_device["token_ids"], on_device["positions"], self._pool, meta)
