@@ -98,8 +98,8 @@ def capture_graph(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.c
     """Captures what `run` launches on the current stream, and its result, whose memory the graphs captured later may
     use too.
 
-    torch.cuda.graph does the same, but waits for the device, collects garbage and gives cached memory back each time:
-    that would take longer than the capture, and steps that are no graphs would have to ask for memory anew.
+    torch.cuda.graph does the same, but waits for the device and gives cached memory back each time: steps that are no
+    graphs would have to ask for memory anew.
 
     Args:
         memory: handle of the memory pool of all graphs.
@@ -107,7 +107,7 @@ def capture_graph(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.c
     run()  # compiles, and lets libraries set themselves up
     graph = torch.cuda.CUDAGraph()
     is_collecting = gc.isenabled()
-    gc.disable()  # what it finds may be a tensor of another pool, or a graph
+    gc.disable()  # what it would free meanwhile may be a graph
     try:
         graph.capture_begin(pool=memory, capture_error_mode="thread_local")  # uploads go on in other threads
         try:

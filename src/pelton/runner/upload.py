@@ -129,7 +129,7 @@ class WeightUpload:
         """
         self._thread.join()
         if self._flat and self._is_gpu:
-            torch._C._host_emptyCache()  # page-locked memory that nothing of this size wants again
+            getattr(torch._C, "_host_emptyCache", int)()  # page-locked memory that nothing of this size wants again
         self._flat = []
         if self._error is not None:
             raise self._error
