@@ -10,12 +10,17 @@ from helpers.bench import prompt_counter
 from helpers.calibrated import serve_in_thread
 
 from pelton.bench import command
+from pelton.bench.agenda import FixedAgenda
+from pelton.bench.audit import audit
 from pelton.bench.calibration import Behaviour
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
+from pelton.bench.progress import Progress
 from pelton.bench.results import ClientError
+from pelton.bench.run import Run, execute
 from pelton.bench.serve import run_serve
-from pelton.bench.sweep import run_sweep
+from pelton.bench.summary import recompute
+from pelton.bench.sweep import run_sweep, sweep_specs
 from pelton.errors import ConfigError
 
 TINY = Path(str(files("pelton") / "models_data" / "pelton-tiny"))
@@ -59,6 +64,24 @@ def test_stages_of_requests_in_flight_reach_their_levels(tmp_path):
     assert (len(records), cell.status, server.peak_in_flight) == (27, "complete", 5)
     assert [r.stage for r in records] == sorted(r.stage for r in records)
     assert (tmp_path / "stages.csv").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_what_is_kept_after_each_trial_is_what_all_requests_say(tmp_path, monkeypatch, is_slow):
+    """Cells are computed as they end; one that takes long to keep waits for its turn."""
+    monkeypatch.setattr("pelton.bench.run.QUICK_KEEP_S", -1.0 if is_slow else 60.0)
+    monkeypatch.setattr("pelton.bench.run.MAX_KEEP_SHARE", 1e-6)
+    kept = []
+    with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT)) as server:
+        options = SweepOptions(url=server.url, concurrency=(1, 2), prompt_tokens=(20,), output_tokens=(6,),
+                               num_trials=2, num_requests=3, calibrate=False, output_dir=str(tmp_path))
+        last = execute(Run("sweep", options, FixedAgenda(sweep_specs(options), num_trials=2),
+                           progress=Progress(is_silent=True), keep=kept.append))
+    assert [sum(c.num_trials for c in made.cells) for made in kept] == ([1] if is_slow else [1, 2, 3])
+    for made in [*kept, last]:
+        assert recompute(made) == made
+        assert audit(made) == made.findings
+    assert (last.status, {made.status for made in kept}) == ("complete", {"partial"})
 
 
 def test_a_full_server_shows_in_latency_from_the_scheduled_time(tmp_path):

@@ -3,13 +3,15 @@
 from importlib.resources import files
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers.bench import prompt_counter
 from helpers.calibrated import serve_in_thread
 
 from pelton.bench.calibration import Behaviour
-from pelton.bench.files import read_result
+from pelton.bench.files import read_result, write_result
 from pelton.bench.options import SearchOptions, SweepOptions
+from pelton.bench.results import Series
 from pelton.bench.search import run_search
 from pelton.bench.sweep import run_sweep
 from pelton.errors import ConfigError, ServerError
@@ -41,6 +43,8 @@ def test_a_failed_sweep_is_gone_on_with(tmp_path):
     sent = {body["messages"][0]["content"] for body in server.bodies if measured(body)}
     whole = [c for c in first.cells if c.status == "complete"]
     assert 1 <= len(whole) < 4
+    watched = Series(source="server", name="running", unit="", at_us=[5], values=[1.0])
+    write_result(msgspec.structs.replace(first, series=[watched]), tmp_path)
     with serving() as server:
         assert run_sweep(SweepOptions(url=server.url, **fields(tmp_path, resume=True))) == 0
     second = read_result(tmp_path / "results.json")
@@ -53,6 +57,7 @@ def test_a_failed_sweep_is_gone_on_with(tmp_path):
     assert min(r.sent_us for r in second.requests if r.cell not in kept) > max(
         r.end_us for r in second.requests if r.cell in kept)
     assert second.workload.seed == first.workload.seed
+    assert second.series[0] == watched
 
 
 def test_nothing_to_resume_is_a_run_from_the_start(tmp_path):

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import secrets
 import shlex
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -22,6 +23,7 @@ from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.load.plan import Planned
 from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.monitors.joined import join_series
 from pelton.bench.monitors.watch import Watch
 from pelton.bench.options import ServeOptions, SweepOptions, TargetOptions
 from pelton.bench.progress import Progress
@@ -34,6 +36,7 @@ from pelton.bench.results import (
     LoadSpec,
     RequestRecord,
     RunResult,
+    Series,
     Workload,
 )
 from pelton.bench.resume import check_same, whole_cells
@@ -44,6 +47,7 @@ from pelton.bench.workers.crew import Crew
 from pelton.errors import ServerError
 
 Keep = Callable[[RunResult], None]
+QUICK_KEEP_S, MAX_KEEP_SHARE = 0.5, 0.05  # what takes longer to keep may take a twentieth of the run's time
 MOST_OPEN_CONNECTIONS = 512  # an open loop opens more when it has to, as far as the limit of files allows
 
 
@@ -53,7 +57,7 @@ class Run:
     def __init__(self, kind: Literal["serve", "sweep", "search"], options: ServeOptions | SweepOptions,
                  agenda: Agenda, *, progress: Progress, keep: Keep | None = None,
                  client_errors: Sequence[ClientError] = (), earlier: RunResult | None = None) -> None:
-        """`keep` is given the result so far after every cell, so that a crash loses one cell at most.
+        """`keep` is given the result so far after every trial: a crash loses one at most, of large results a few.
 
         `client_errors` are the client's own errors on this machine, kept with the cells they concern. `earlier` is a
         run to go on with: its whole cells are kept.
@@ -69,9 +73,12 @@ class Run:
         self._seed = secrets.randbits(32) if options.seed is None else options.seed
         self._cells: dict[str, CellResult] = {}
         self._requests: list[RequestRecord] = []
+        self._measured: dict[str, list[RequestRecord]] = defaultdict(list)  # those of each cell, warm-up left out
         if earlier is not None:
             self._seed = earlier.workload.seed
-            self._cells, self._requests = whole_cells(earlier, num_trials=options.num_trials)
+            self._cells, kept = whole_cells(earlier, num_trials=options.num_trials)
+            self._file_requests(kept)
+        self._keep_after_ns = 0
         self._stop_reason: str | None = None
         self._analysis: Analysis
         self._watch: Watch
@@ -106,8 +113,7 @@ class Run:
                 if not is_first:
                     if not budget.has_time():
                         break
-                    if self._keep is not None:
-                        self._keep(self._result(target, start_ns, is_running=True))
+                    self._keep_what_there_is(target, start_ns)
                 is_first = False
                 trial, spec = upcoming[0]
                 deadline_ns = budget.deadline_ns([spec for _, spec in upcoming])
@@ -116,7 +122,8 @@ class Run:
                 except asyncio.CancelledError:  # Ctrl-C between two loads; within one, the load keeps what has ended
                     self._stop_reason = "interrupted"
             self._watch.stop()
-            return self._result(target, start_ns)
+            # Once more with all that was watched: a reading may have come after its cell.
+            return _audited(recompute(self._result(target, start_ns)))
         finally:
             self._watch.close()
             self._progress.stop()
@@ -135,10 +142,10 @@ class Run:
                 break
         wanted = (spec.load.num_requests or 1) + spec.num_warmup
         budget.learn(spec, (now_ns() - began_ns) / 1e9, min(len(outcome.records) / wanted, 1.0))
-        self._requests += outcome.records
+        self._file_requests(outcome.records)
         cell = join_trial(self._cells.get(spec.id, spec.empty()), outcome, trial)
-        cell = summarize(cell, [r for r in self._requests if r.cell == spec.id and not r.is_warmup],
-                         analysis=self._analysis)
+        series, missing = self._series(start_ns)
+        cell = summarize(cell, self._measured[spec.id], analysis=self._analysis, series=series, series_missing=missing)
         error = nearest(self._client_errors, cell.concurrency or cell.peak_in_flight)
         self._cells[spec.id] = msgspec.structs.replace(
             cell, client=msgspec.structs.replace(cell.client, calibration=error))
@@ -152,6 +159,27 @@ class Run:
         if not planned.is_warmup:
             self._progress.request_ended(exchange)
 
+    def _file_requests(self, records: Sequence[RequestRecord]) -> None:
+        self._requests += records
+        for record in records:
+            if not record.is_warmup:
+                self._measured[record.cell].append(record)
+
+    def _series(self, start_ns: int) -> tuple[list[Series], list[str]]:
+        """What was watched, in the run that this one goes on with too, and what could not be."""
+        series, missing = self._watch.read(start_ns)
+        return (series if self._earlier is None else join_series([*self._earlier.series, *series])), missing
+
+    def _keep_what_there_is(self, target: Target, start_ns: int) -> None:
+        """After every trial, but of a large result not so often that the run would spend its time on it."""
+        if self._keep is None or now_ns() < self._keep_after_ns:
+            return
+        began_ns = now_ns()
+        self._keep(_audited(self._result(target, start_ns, is_running=True)))
+        seconds = (now_ns() - began_ns) / 1e9
+        if seconds > QUICK_KEEP_S:
+            self._keep_after_ns = now_ns() + round(seconds * 1e9 / MAX_KEEP_SHARE)
+
     def _result(self, target: Target, start_ns: int, *, is_running: bool = False) -> RunResult:
         cells = list(self._cells.values())
         num_trials = self._options.num_trials
@@ -159,16 +187,14 @@ class Run:
         search = self._agenda.conclude(self._cells)
         is_whole = not is_running and not skipped and (search is None or search.is_settled) and all(
             c.status == "complete" and c.num_trials == num_trials for c in cells)
-        series, missing = self._watch.read(start_ns)
-        result = RunResult(
+        series, missing = self._series(start_ns)
+        return RunResult(
             schema=SCHEMA, kind=self._kind, status="complete" if is_whole else "partial",
             stop_reason="not ended yet" if is_running else self._stop_reason, environment=self._environment,
             analysis=self._analysis, series=series, series_missing=missing,
             target=target.info, workload=self._workload(target),
             duration_s=(now_ns() - start_ns) / 1e9, cells=cells, skipped_cells=skipped, search=search,
             findings=[], metrics=[m.describe() for m in all_metrics()], requests=list(self._requests))
-        result = recompute(result)  # with what was watched
-        return msgspec.structs.replace(result, findings=audit(result))
 
     def _workload(self, target: Target) -> Workload:
         options = self._options
@@ -182,6 +208,10 @@ class Run:
             session=session_of(options),
             cancellation_delay_s=options.cancellation_delay if options.cancellation_rate else None,
             first_tokens_unique=target.prompts.first_tokens_unique)
+
+
+def _audited(result: RunResult) -> RunResult:
+    return msgspec.structs.replace(result, findings=audit(result))
 
 
 def _num_connections(load: LoadSpec) -> int:

@@ -1,10 +1,12 @@
+import random
+
 import pytest
 from helpers.bench import later, request
 
 from pelton.bench.cell import closed
 from pelton.bench.metrics.metric import Sample
 from pelton.bench.metrics.registry import find_metric
-from pelton.bench.results import LoadSpec
+from pelton.bench.results import LoadSpec, Window
 from pelton.bench.window import find_windows
 
 RATE = LoadSpec(kind="poisson", rate=100.0, num_requests=40)
@@ -59,6 +61,25 @@ def test_steady_throughputs_count_what_arrives_inside_the_window():
     assert measure("steady_output_throughput", records, load).value == pytest.approx(96 / length_s)
     assert measure("steady_input_throughput", records, load).value == pytest.approx(24 * 16 / length_s)
     assert measure("steady_total_throughput", records, load).value == pytest.approx(480 / length_s)
+
+
+def test_tokens_in_the_window_are_those_of_a_count_one_by_one():
+    rng = random.Random()
+    windows = [Window(trial=0, start_us=rng.randrange(50_000), end_us=60_000 + rng.randrange(50_000)),
+               Window(trial=1, withheld="too short")]
+    records = []
+    for index in range(60):
+        sent = rng.randrange(-20_000, 120_000)
+        arrivals = sorted(rng.randrange(40_000) for _ in range(rng.randrange(6)))
+        records.append(request(index=index, trial=index % 2, sent_us=sent, content_us=arrivals, output_tokens=7,
+                               end_us=sent + 41_000, error=rng.choice([None, None, "timeout"])))
+    inside = 0.0
+    for r in records:
+        marks = [(r.sent_us + at, 7 / len(r.content_us)) for at in r.content_us] or [(r.end_us, 7)]
+        if r.trial == 0 and r.is_ok:
+            inside += sum(tokens for at, tokens in marks if windows[0].start_us < at <= windows[0].end_us)
+    found = find_metric("steady_output_throughput").measure(Sample(records, True, windows=windows)).value
+    assert found == pytest.approx(inside / (windows[0].end_us - windows[0].start_us) * 1e6)
 
 
 def test_steady_throughput_beats_the_whole_runs_by_the_run_out():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from pelton.bench.audit import audit
+from pelton.bench.monitors.joined import join_series
 from pelton.bench.results import CellResult, RequestRecord, RunResult, Series
 from pelton.bench.run import join_trial
 from pelton.bench.summary import recompute
@@ -33,7 +34,7 @@ def join_rounds(rounds: Sequence[RunResult]) -> RunResult:
     joined = msgspec.structs.replace(
         first, status="complete" if is_whole else "partial", stop_reason=stopped, cells=list(cells.values()),
         workload=msgspec.structs.replace(first.workload, num_trials=len(rounds)), requests=requests,
-        series=_one_each(series), duration_s=sum(r.duration_s for r in rounds),
+        series=join_series(series), duration_s=sum(r.duration_s for r in rounds),
         skipped_cells=[cell for cell in first.skipped_cells if cell not in cells])
     joined = recompute(joined)
     return msgspec.structs.replace(joined, findings=audit(joined))
@@ -51,15 +52,3 @@ def _moved(record: RequestRecord, offset_us: int, trial: int) -> RequestRecord:
     """The record as one of a later trial; what is None stays so."""
     times = {name: at + offset_us for name in TIMES if (at := getattr(record, name)) is not None}
     return msgspec.structs.replace(record, trial=trial, **times)
-
-
-def _one_each(series: Sequence[Series]) -> list[Series]:
-    """Parts of the same series one after another."""
-    found: dict[tuple[object, ...], Series] = {}
-    for part in series:
-        key = (part.source, part.name, *sorted(part.labels.items()))
-        if key in found:
-            part = msgspec.structs.replace(part, at_us=found[key].at_us + part.at_us,
-                                           values=found[key].values + part.values)
-        found[key] = part
-    return list(found.values())

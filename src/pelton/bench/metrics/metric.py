@@ -117,7 +117,7 @@ class Metric:
         if not sample.requests:
             return MetricResult(withheld="no request ended")
         try:
-            found = self.compute(replace(sample, origin=self.origin))
+            found = self.compute(sample if sample.origin == self.origin else replace(sample, origin=self.origin))
         except Withheld as reason:
             return MetricResult(withheld=str(reason))
         if self.kind == "value":

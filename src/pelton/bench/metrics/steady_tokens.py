@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
+from bisect import bisect_right
+from collections.abc import Callable
 
 from pelton.bench.metrics.metric import Sample, Withheld
 from pelton.bench.results import RequestRecord
@@ -19,7 +19,7 @@ def output_tokens_per_s(sample: Sample) -> float:
     Raises:
         Withheld: no trial has a window.
     """
-    return _rate(sample, chain.from_iterable(_output_marks(r) for r in _with_tokens(sample)))
+    return _rate(sample, _output_tokens)
 
 
 def input_tokens_per_s(sample: Sample) -> float:
@@ -28,30 +28,29 @@ def input_tokens_per_s(sample: Sample) -> float:
     Raises:
         Withheld: no trial has a window.
     """
-    marks = ((r.trial, r.end_us if r.first_text_us is None else r.first_text_us, r.prompt_tokens)
-             for r in _with_tokens(sample))
-    return _rate(sample, marks)
+    return _rate(sample, _input_tokens)
 
 
-def _with_tokens(sample: Sample) -> list[RequestRecord]:
+def _output_tokens(record: RequestRecord, start_us: int, end_us: int) -> float:
+    """The request's tokens that arrived after the start, up to the end."""
+    arrivals = record.content_us  # in order, since sending
+    if not arrivals:
+        return record.output_tokens if start_us < record.end_us <= end_us else 0
+    inside = bisect_right(arrivals, end_us - record.sent_us) - bisect_right(arrivals, start_us - record.sent_us)
+    return record.output_tokens * inside / len(arrivals)
+
+
+def _input_tokens(record: RequestRecord, start_us: int, end_us: int) -> float:
+    at = record.end_us if record.first_text_us is None else record.first_text_us
+    return record.prompt_tokens if start_us < at <= end_us else 0
+
+
+def _rate(sample: Sample, count: Callable[[RequestRecord, int, int], float]) -> float:
     """A cancelled request's tokens were generated like any other's."""
-    return [r for r in sample.requests if r.is_ok or r.was_cancelled]
-
-
-def _output_marks(record: RequestRecord) -> Iterable[tuple[int, int, float]]:
-    """(trial, arrival, tokens)."""
-    if not record.content_us:
-        return [(record.trial, record.end_us, record.output_tokens)]
-    share = record.output_tokens / len(record.content_us)
-    return ((record.trial, record.sent_us + at, share) for at in record.content_us)
-
-
-def _rate(sample: Sample, marks: Iterable[tuple[int, int, float]]) -> float:
     windows = {w.trial: (w.start_us, w.end_us) for w in sample.windows if w.withheld is None}
     if not windows:
         reasons = {w.withheld for w in sample.windows if w.withheld is not None}
         raise Withheld("; ".join(sorted(reasons)) or "the load has no steady part")
     seconds = sum(end - start for start, end in windows.values()) / 1e6
-    inside = sum(tokens for trial, at, tokens in marks
-                 if trial in windows and windows[trial][0] < at <= windows[trial][1])
-    return inside / seconds
+    return sum(count(r, *windows[r.trial]) for r in sample.requests
+               if r.trial in windows and (r.is_ok or r.was_cancelled)) / seconds

@@ -6,7 +6,9 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -14,6 +16,23 @@ from pelton.bench.monitors.reading import Line, Missing
 from pelton.bench.results import Series
 
 END_TIMEOUT_S = 10.0
+_lines = msgspec.json.Decoder(Line)
+
+
+@dataclass
+class _Readings:
+    """A series on the benchmark's clock."""
+
+    source: Literal["gpu", "server"]
+    name: str
+    unit: str
+    labels: dict[str, str]
+    at_ns: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def since(self, epoch_ns: int) -> Series:
+        return Series(source=self.source, name=self.name, unit=self.unit, labels=self.labels, values=list(self.values),
+                      at_us=[(at - epoch_ns) // 1000 for at in self.at_ns])
 
 
 class Watch:
@@ -28,6 +47,9 @@ class Watch:
         self._gpus, self._metrics_url = gpus, metrics_url
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._num_read = 0  # bytes of the file
+        self._found: dict[tuple[object, ...], _Readings] = {}
+        self._missing: list[str] = []
 
     def start(self) -> None:
         if self._gpus is None and self._metrics_url is None:
@@ -45,25 +67,28 @@ class Watch:
     def read(self, epoch_ns: int) -> tuple[list[Series], list[str]]:
         """The series so far, in microseconds since `epoch_ns`, and what could not be watched.
 
-        May be called while watching.
+        May be called while watching, and reads only what is new.
         """
-        if self._folder is None:
-            return [], []
-        found: dict[tuple[str, str, tuple[tuple[str, str], ...]], Series] = {}
-        missing = []
-        for line in self._file.read_bytes().split(b"\n")[:-1]:  # an unfinished last line is left for the next time
-            entry = msgspec.json.decode(line, type=Line)
+        if self._folder is not None:
+            self._read_on()
+        return [readings.since(epoch_ns) for readings in self._found.values()], list(self._missing)
+
+    def _read_on(self) -> None:
+        with self._file.open("rb") as file:
+            file.seek(self._num_read)
+            whole, end, _ = file.read().rpartition(b"\n")  # an unfinished last line is left for the next time
+        self._num_read += len(whole) + len(end)
+        for line in whole.splitlines():
+            entry = _lines.decode(line)
             if isinstance(entry, Missing):
-                missing.append(entry.reason)
+                self._missing.append(entry.reason)
                 continue
-            at_us = (entry.at_ns - epoch_ns) // 1000
             for name, unit, labels, value in entry.values:
-                key = (entry.source, name, tuple(sorted(labels.items())))
-                if key not in found:
-                    found[key] = Series(source=entry.source, name=name, unit=unit, labels=labels, at_us=[], values=[])
-                found[key].at_us.append(at_us)
-                found[key].values.append(value)
-        return list(found.values()), missing
+                key = (entry.source, name, *sorted(labels.items()))
+                if key not in self._found:
+                    self._found[key] = _Readings(entry.source, name, unit, labels)
+                self._found[key].at_ns.append(entry.at_ns)
+                self._found[key].values.append(value)
 
     def stop(self) -> None:
         """Ends the watching process; what it wrote can still be read until `close`."""
