@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pelton.kernels.linear.cluster import ClusterConfig, fitting
 from pelton.kernels.linear.stream import StreamConfig
 from pelton.kernels.linear.tiles import TileConfig
 from pelton.kernels.linear.vector import VectorConfig
 
 ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
 """A product of M rows runs as chosen for the first bucket that holds M; above the last the library takes it."""
-_CONFIGS = {"vector": VectorConfig, "stream": StreamConfig, "tiles": TileConfig}
+_CONFIGS = {"vector": VectorConfig, "stream": StreamConfig, "tiles": TileConfig, "cluster": ClusterConfig}
 MAX_FUSED_NORM_ROWS = 16
 """Up to here a product's programs each norm the input for themselves; beyond, a kernel before it does."""
 
@@ -33,7 +34,7 @@ class Shape:
 class Choice:
     """A kernel and how it is cut. The library's has no config."""
 
-    config: VectorConfig | StreamConfig | TileConfig | None = None
+    config: VectorConfig | StreamConfig | TileConfig | ClusterConfig | None = None
     fuses_norm: bool = True
     """Whether the product takes its norm with it; else the norm is a kernel of its own before it."""
 
@@ -88,7 +89,7 @@ def default_choice(shape: Shape, bucket: int, capability: int) -> Choice:
     if bucket == 1:
         return Choice(_vector_config(shape))
     if capability == 90:
-        config = _stream_config(shape, bucket)
+        config = _cluster_config(shape, bucket) or _stream_config(shape, bucket)
         return LIBRARY if config is None else Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS)
     if bucket > 16:
         return LIBRARY
@@ -100,6 +101,18 @@ def _vector_config(shape: Shape) -> VectorConfig:
     if shape.is_gated or shape.n > 16384 or shape.k > 8192:
         return VectorConfig(4, 4096, 4)
     return VectorConfig(16, 512, 4) if shape.n > 4096 else VectorConfig(16, 2048, 8)
+
+
+def _cluster_config(shape: Shape, bucket: int) -> ClusterConfig | None:
+    """Where it was fastest in the chain of a whole step."""
+    if shape.is_gated and bucket >= 64:
+        return fitting(shape.n, bucket, blocks_per_sm=2, max_stages=4 if bucket == 64 else 6)
+    if shape.n > 16384:
+        return None
+    if bucket == 64:
+        is_short = shape.n <= 4096 and shape.k <= 8192
+        return fitting(shape.n, 64, num_splits=2, max_stages=6 if is_short else 12)
+    return fitting(shape.n, 128, max_stages=8) if bucket == 128 and shape.n > 4096 else None
 
 
 def _stream_config(shape: Shape, bucket: int) -> StreamConfig | None:

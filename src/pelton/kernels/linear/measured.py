@@ -55,7 +55,7 @@ class Setting:
 @functools.cache
 def kernels_digest() -> str:
     """Of the source of the kernels that products, norms and activations run."""
-    files = sorted(path for name in _SOURCES for path in (_KERNELS / name).glob("*.py"))
+    files = sorted(path for name in _SOURCES for path in (_KERNELS / name).iterdir() if path.suffix in (".py", ".cu"))
     return digest(b"".join(path.name.encode() + path.read_bytes() for path in files))
 
 

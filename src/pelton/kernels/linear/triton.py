@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pelton.kernels.activation.triton import act_mul
 from pelton.kernels.gpu_features import gpu_features
-from pelton.kernels.linear import stream, tiles, vector
+from pelton.kernels.linear import cluster, stream, tiles, vector
 from pelton.kernels.linear.choices import LIBRARY, Choice, Choices, Measurement, Shape
 from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.linear.workspace import workspace
@@ -83,6 +83,9 @@ def run(choice: Choice, x: Tensor, weight: GpuWeight, bias: Tensor | None = None
         choice = LIBRARY
     elif isinstance(choice.config, stream.StreamConfig) and not _can_stream(x, weight):
         choice = replace(choice, config=tiles.TileConfig()) if x.shape[0] <= tiles.MAX_ROWS else LIBRARY
+    elif isinstance(choice.config, cluster.ClusterConfig) and not _can_cluster(choice.config, x, weight, bias, act,
+                                                                               residual, out_dtype):
+        choice = LIBRARY
     if norm is not None and not choice.fuses_norm:
         x, norm = rms_norm(x, *norm), None
     if choice.config is None:
@@ -95,6 +98,8 @@ def run(choice: Choice, x: Tensor, weight: GpuWeight, bias: Tensor | None = None
     config = choice.config
     if isinstance(config, vector.VectorConfig):
         vector.launch(x, weight.data, bias, norm, act, residual, out, config, is_dependent=is_dependent)
+    elif isinstance(config, cluster.ClusterConfig):
+        cluster.launch(x, weight.data, bias, act, residual, out, config)
     elif isinstance(config, tiles.TileConfig):
         tiles.launch(x, weight.data, bias, norm, act, residual, out, workspace(x.device), config)
     else:
@@ -107,6 +112,16 @@ def _can_stream(x: Tensor, weight: GpuWeight) -> bool:
     """The copy engine wants 16-byte aligned rows, the tensor cores' warpgroup products Hopper and 16-bit types."""
     return (gpu_features(x.device).capability == 90 and weight.dtype in (torch.bfloat16, torch.float16)
             and x.shape[1] % 8 == 0 and all(tensor.data_ptr() % 16 == 0 for tensor in (x, weight.data)))
+
+
+def _can_cluster(config: cluster.ClusterConfig, x: Tensor, weight: GpuWeight, bias: Tensor | None, act: str | None,
+                 residual: Tensor | None, out_dtype: torch.dtype | None) -> bool:
+    """As for the stream; and eights of outputs, all of one type but for a result in float32."""
+    num_outputs = weight.data.shape[0] // (2 if act is not None else 1)
+    return (_can_stream(x, weight) and cluster.is_available() and num_outputs % 8 == 0
+            and config.num_splits <= (x.shape[1] + 63) // 64 and (act is None or config.num_splits == 1)
+            and all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias, residual))
+            and out_dtype in (None, x.dtype, torch.float32))
 
 
 def _library(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None, residual: Tensor | None,

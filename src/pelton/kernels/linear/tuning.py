@@ -29,6 +29,7 @@ from pelton.kernels.linear.choices import (
     Measurement,
     Shape,
 )
+from pelton.kernels.linear.cluster import ClusterConfig, fitting, is_available
 from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.linear.stream import StreamConfig
 from pelton.kernels.linear.tiles import TileConfig
@@ -72,17 +73,34 @@ def model_products(config: ModelConfig, *, tp_size: int = 1) -> list[Product]:
 
 def candidates(shape: Shape, bucket: int, capability: int) -> list[Choice]:
     """What is worth measuring: few, so that a model is done in seconds. Others tried never won on an H200."""
-    configs: list[VectorConfig | StreamConfig | TileConfig] = []
+    configs: list[VectorConfig | StreamConfig | TileConfig | ClusterConfig] = []
     if bucket == 1:
         configs += [VectorConfig(*cut) for cut in ((4, 4096, 4), (8, 4096, 8), (16, 2048, 8), (16, 512, 4))]
     elif capability == 90:
         configs += [StreamConfig(*cut[:3], num_splits=cut[3]) for cut in _stream_cuts(shape, bucket)]
+        configs += _cluster_configs(shape, bucket)
     elif bucket <= tiles.MAX_ROWS:
         splits = (1,) if shape.n > 16384 else (2, 4)
         configs += [TileConfig(block_n, 64, num_splits) for num_splits in splits
                     for block_n in ((32,) if shape.is_gated else (32, 64))]
     # With many rows every program that norms its input anew costs more than one kernel that does it for all.
     return [*(Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS) for config in configs), LIBRARY]
+
+
+def _cluster_configs(shape: Shape, bucket: int) -> list[ClusterConfig]:
+    """A block or two for each multiprocessor, and K split where the weight has few rows."""
+    if bucket < 64 or not is_available():
+        return []
+    if shape.is_gated:
+        found = [fitting(shape.n, bucket, blocks_per_sm=num, max_stages=6) for num in (1, 2)]
+    elif shape.n > 16384:
+        found = [ClusterConfig(bucket, 128, {64: 4, 128: 3, 256: 4}[bucket])]
+    else:
+        found = [fitting(shape.n, bucket, num_splits=splits, blocks_per_sm=num, max_stages=12)
+                 for splits, num in ((1, 1), (2, 1), (2, 2))]
+        if bucket == 64:
+            found.append(fitting(shape.n, bucket, num_splits=2, max_stages=6))
+    return list(dict.fromkeys(config for config in found if config is not None))
 
 
 def _stream_cuts(shape: Shape, bucket: int) -> tuple[tuple[int, int, int, int], ...]:
