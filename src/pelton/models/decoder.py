@@ -160,14 +160,12 @@ class Decoder:
         """Runs a layer's products over tokens that mean nothing: libraries choose a kernel by their number, and load
         it when it is first used."""
         config, layer = self.config, self.layers[0]
-        widths = (config.hidden_size, self._num_heads * config.head_dim,
-                  config.intermediate_size * self._num_heads // config.num_heads)
-        x, heads, inner = (torch.zeros(num_tokens, width, dtype=self.dtype, device=self.device) for width in widths)
-        residual = torch.zeros_like(x) if layer.is_fused else None
+        x, heads = (torch.zeros(num_tokens, width, dtype=self.dtype, device=self.device)
+                    for width in (config.hidden_size, self._num_heads * config.head_dim))
         layer.attention.qkv(x)
-        layer.attention.o(heads, residual=residual)
-        layer.mlp.gate_up(x, act=config.activation)
-        layer.mlp.down(inner, residual=residual)
+        layer.attention.o(heads, residual=x.clone() if layer.is_fused else None)
+        del heads
+        layer.mlp(x, residual=x.clone() if layer.is_fused else None)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def capture_graph(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.c
     is_collecting = gc.isenabled()
     gc.disable()  # what it would free meanwhile may be a graph
     try:
-        graph.capture_begin(pool=memory, capture_error_mode="thread_local")  # uploads go on in other threads
+        graph.capture_begin(pool=memory, capture_error_mode="thread_local")
         try:
             result = run()
         finally:

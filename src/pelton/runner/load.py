@@ -60,8 +60,6 @@ class LoadedEngine:
         """
         if self.upload is not None:
             self.upload.wait()
-            _log.info("weights: %.2f GB checked and loaded in %.2f s, %.1f GB/s", self.upload.num_bytes / 1e9,
-                      self.upload.seconds, self.upload.num_bytes / 1e9 / self.upload.seconds)
 
 
 def load_engine(engine_dir: Path, config: ExecutorConfig) -> LoadedEngine:

@@ -131,7 +131,7 @@ class Runner:
         manifest = engine.manifest
         try:
             runner = cls.from_weights(manifest.model, engine.weights, engine.limits,
-                                      num_blocks=engine.ledger.num_blocks,
+                                      num_blocks=engine.ledger.num_blocks, wait_for_weights=engine.wait,
                                       kv_dtype=getattr(torch, manifest.kv_cache_dtype), device=engine.device,
                                       num_threads=engine.num_threads)
         finally:
@@ -143,14 +143,15 @@ class Runner:
 
     @classmethod
     def from_weights(cls, model_config: ModelConfig, weights: dict[str, torch.Tensor], limits: Limits, *,
-                     num_blocks: int, kv_dtype: torch.dtype | None = None,
-                     device: torch.device | str = "cpu", num_threads: int | None = None) -> Runner:
-        """A runner over weights that are already in memory.
+                     num_blocks: int, kv_dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+                     num_threads: int | None = None, wait_for_weights: Callable[[], None] = lambda: None) -> Runner:
+        """A runner over weights that are in memory, or on their way.
 
         Args:
             weights: canonical name -> tensor on `device`. The decoder empties the dict, so that a tensor it keeps in
                 another layout is freed.
             kv_dtype: of the KV cache; none: the embedding's.
+            wait_for_weights: returns once they have their values, called when all is done that does not need them.
         """
         device = torch.device(device)
         pool = KvPool(num_blocks, model_config.num_layers, model_config.num_kv_heads, limits.tokens_per_block,
@@ -161,7 +162,7 @@ class Runner:
             vocab_size=model_config.vocab_size)
         decoder = load_decoder_class(model_config)(model_config, weights)
         runner = cls(decoder, pool, final, model_config, device=device, num_threads=num_threads)
-        runner.warm_up()
+        runner.warm_up(wait_for_weights)
         return runner
 
     @classmethod
@@ -213,13 +214,13 @@ class Runner:
         """Frees slots without a step."""
         self._queue.submit(lambda: self._slots.apply(Batch(0, [], [], [], [], 0, [], [], slots)))
 
-    def warm_up(self) -> None:
+    def warm_up(self, wait_for_weights: Callable[[], None] = lambda: None) -> None:
         """On a GPU: compiles every kernel that a step may launch and captures the graphs. Nothing is compiled or
         captured afterwards. Call it once, before the first step; it leaves no trace in the slots."""
         if isinstance(self._queue, CudaQueue):
             from pelton.runner.warmup import warm_up
 
-            warm_up(self)
+            warm_up(self, wait_for_weights)
 
     def run_products(self, num_tokens: int) -> None:
         """Queues a layer's products over tokens that mean nothing."""

@@ -1,13 +1,14 @@
 """Weights from a file to a GPU: threads read, check and copy chunks, each through page-locked memory of its own.
 
 No tensor is ever whole in main memory, and reading, hashing and copying go on at once: what is slowest of the disk,
-the cores and the bus sets the pace. Whoever needs the tensors' addresses alone need not wait: kernels can be loaded and
-graphs captured meanwhile.
+the cores and the bus sets the pace. Whoever needs the tensors' addresses alone need not wait: kernels can be loaded
+meanwhile.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,7 @@ from pelton.manifest import Manifest, drain_checked, verify_files
 PAD_PREFIX = "_pad."
 """Of names of fillers between tensors, see checkpoint/writer.py."""
 _MAX_THREADS = 16
+_log = logging.getLogger("pelton.runner")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -49,7 +51,7 @@ class _DeviceSink:
         self._places, self._tensors = places, tensors
         self._starts = [place.start for place in places]
         is_gpu = device.type == "cuda"
-        # Streams come from rings, one per priority: no copy may land in a stream that a runner captures meanwhile.
+        # Streams come from rings, one per priority: no copy may land in a stream that another runner captures.
         self._stream = torch.cuda.Stream(device, priority=-1) if is_gpu else None
         self._buffers = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=is_gpu) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in self._buffers] if is_gpu else None
@@ -148,7 +150,10 @@ class WeightUpload:
                 sink.finish()
         except Exception as error:
             self._error = error
+            return
         self.seconds = time.perf_counter() - began
+        _log.info("weights: %.2f GB checked and loaded in %.2f s, %.1f GB/s", self.num_bytes / 1e9, self.seconds,
+                  self.num_bytes / 1e9 / self.seconds)
 
 
 def _read_places(path: Path) -> list[Place]:

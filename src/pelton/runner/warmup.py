@@ -6,7 +6,7 @@ and slots that nobody has yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -27,8 +27,9 @@ _SAMPLINGS = (  # between them they take every path of the sampler
 )
 
 
-def warm_up(runner: Runner) -> None:
-    """Runs prompts of all lengths at which kernels change, steps of all kinds, and every graph once."""
+def warm_up(runner: Runner, wait_for_weights: Callable[[], None]) -> None:
+    """Runs prompts of all lengths at which kernels change, steps of all kinds, and every graph once. No graph is
+    captured while weights are still copied on other threads."""
     most = min(runner.limits.max_num_tokens, runner.limits.max_seq_len - 2,
                runner.num_blocks * runner.limits.tokens_per_block - 2)
     for num_tokens in reversed(token_counts(most)):  # the largest first: smaller ones find its memory
@@ -37,6 +38,7 @@ def warm_up(runner: Runner) -> None:
         _run(runner, _mixed(runner, min(most, 8), sampling), sampling)
     for num_tokens in library_counts(runner.limits.max_num_tokens):
         runner.run_products(num_tokens)
+    wait_for_weights()
     runner.capture_graphs()
     _run(runner, _mixed(runner, 1, _GREEDY), _GREEDY)
     torch.cuda.synchronize()

@@ -9,11 +9,14 @@ import torch
 from helpers.checkpoints import ARCHITECTURES, make_checkpoint
 
 from pelton.checkpoint.hf_config import load_model_config
+from pelton.config import ModelConfig
 from pelton.kernels.linear import reference
+from pelton.manifest import Limits
 from pelton.models.decoder import Decoder
 from pelton.runner import graphs
 from pelton.runner.random_weights import make_random_weights
-from pelton.runner.warmup import library_counts, token_counts
+from pelton.runner.runner import Runner, Step
+from pelton.runner.warmup import library_counts, token_counts, warm_up
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 64, 8192])
@@ -34,6 +37,29 @@ def test_products_are_run_at_counts_that_are_close(most):
     assert len(counts) < 180
     for num_tokens in range(288, most + 1, 7):
         assert any(num_tokens / 1.12 < count <= num_tokens for count in counts)
+
+
+@pytest.mark.parametrize(("max_batch_size", "max_num_tokens", "max_seq_len"),
+                         [(4, 400, 64), (1, 300, 40), (8, 1, 33), (2, 24, 400)])
+def test_every_step_of_it_runs_and_leaves_nothing(monkeypatch, max_batch_size, max_num_tokens, max_seq_len):
+    """On a CPU, which needs no warming: the batches are those of a GPU."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    config = ModelConfig(architecture="LlamaForCausalLM", vocab_size=96, hidden_size=32, intermediate_size=48,
+                         num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, max_position_embeddings=512,
+                         dtype="float32")
+    limits = Limits(max_batch_size=max_batch_size, max_seq_len=max_seq_len, max_input_len=max_seq_len - 1,
+                    max_num_tokens=max_num_tokens, tokens_per_block=16)
+    runner = Runner.from_weights(config, make_random_weights(config, torch.float32), limits, num_blocks=30)
+    done, errors = [], []
+    for name in ("run_products", "capture_graphs"):
+        monkeypatch.setattr(runner, name, lambda *args, name=name: done.append(name))
+    monkeypatch.setattr(Step, "run", lambda step, job, run=Step.run: (run(step, job), errors.append(step._error)))
+    warm_up(runner, lambda: done.append("weights"))
+    runner.close()
+    assert not any(errors)
+    assert len(errors) > 50
+    assert not runner._slots.is_taken.any()
+    assert done == [*["run_products"] * len(library_counts(max_num_tokens)), "weights", "capture_graphs"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
