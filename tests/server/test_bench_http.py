@@ -16,7 +16,7 @@ from helpers.bench import prompt_counter
 from helpers.calibrated import serve_in_thread
 from helpers.tokenizers import write_tokenizer
 
-from pelton.bench import target
+from pelton.bench import service
 from pelton.bench.calibration import Behaviour
 from pelton.bench.files import read_result
 from pelton.bench.options import ServeOptions, SweepOptions
@@ -350,7 +350,7 @@ def raw_server(answer):
     (b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n", "lists no models; give model"),
     (b'HTTP/1.1 200 OK\r\n\r\n{"data": [{"id": "a"}, {"id": "b"}]}', "serves 2 models; give model, one of: a, b")])
 def test_listeners_that_are_no_server(answer, line, monkeypatch):
-    monkeypatch.setattr(target, "LOOK_UP_TIMEOUT_S", 0.2 if answer is None else 10.0)
+    monkeypatch.setattr(service, "LOOK_UP_TIMEOUT_S", 0.2 if answer is None else 10.0)
     with raw_server(answer) as url, pytest.raises((ServerError, ConfigError), match=line):
         run_serve(ServeOptions(url=url, calibrate=False))
 

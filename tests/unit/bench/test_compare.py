@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 import msgspec
 import pytest
 from helpers.bench import later, request, result, spec
+from helpers.browser import BROWSER, NO_BROWSER, browse, drawings
 
 from pelton import cli
 from pelton.bench.cell import closed
@@ -19,7 +20,7 @@ from pelton.bench.compare.effect import measure_effect, student_t
 from pelton.bench.compare.figures import compared_figures, parse_figure
 from pelton.bench.compare.junit import to_junit
 from pelton.bench.compare.markdown import to_markdown
-from pelton.bench.compare.page import render_comparison
+from pelton.bench.compare.page import comparison_plots, render_comparison
 from pelton.bench.compare.rules import parse_rule
 from pelton.bench.compare.workload import asked_for, workload_hash
 from pelton.bench.files import prepare_output_dir, write_result
@@ -299,3 +300,15 @@ def test_a_partial_result_makes_no_baseline(places, capsys):
     write_result(result([(spec(num_requests=2), [request()])], status="partial"), places / "old")
     assert cli.main(["bench", "baseline", "save", "main", str(places / "old"), "--baseline-dir", str(places)]) == 1
     assert "partial" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_browser_draws_every_figure_of_a_comparison_without_a_network(tmp_path):
+    sides = [Named(name, f"{name}.json", made(slowness=slowness, num_trials=3, seed=name))
+             for name, slowness in (("a", 1.0), ("b", 1.5), ("c", 0.8))]
+    comparison = compare(sides)
+    expected = drawings(comparison_plots(comparison))
+    assert set(expected) == {"side-by-side", "changes"}
+    assert set(expected["side-by-side"]) == {3}
+    assert set(expected["changes"]) == {2}
+    assert browse(render_comparison(comparison), tmp_path) == {"drawn": expected, "faults": [], "resources": []}

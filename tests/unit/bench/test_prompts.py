@@ -26,6 +26,14 @@ def tiny():
     return Tokenizer.from_dir(TINY)
 
 
+@pytest.mark.parametrize("name", ["tiny", *FAMILIES])
+def test_a_tokens_text_is_what_the_tokenizer_makes_of_it(tiny, name):
+    tokenizer = tiny if name == "tiny" else family(name)
+    token_text = vocabulary(tokenizer, "completions").token_text
+    ids = range(tokenizer.vocab_size + 2)
+    assert [token_text(i).strip() for i in ids] == [tokenizer.decode([i]).strip() for i in ids]
+
+
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
 @pytest.mark.parametrize("size", [16, 64, 257, 900])
 def test_prompts_of_the_shipped_tokenizer_are_exact(tiny, endpoint, size):
@@ -108,6 +116,6 @@ def test_a_tokenizer_that_cannot_make_the_size_says_so():
     # Every text is an even number of tokens, so odd sizes do not exist.
     words = Vocabulary(encode=lambda text: [ord(c) for c in text for _ in "ab"],
                        encode_plain=lambda text: list(text.encode()),
-                       decode=lambda ids: f"word{chr(97 + ids[0] % 26)}", size=26)
+                       token_text=lambda i: f"word{chr(97 + i % 26)}", size=26)
     with pytest.raises(ConfigError, match="no prompt of exactly this size"):
         PromptFactory(words, seed=1).make(41)

@@ -1,12 +1,11 @@
 import json
 import re
-import shutil
-import subprocess
 
 import msgspec
 import plotly.graph_objects as go
 import pytest
 from helpers.bench import later, request, result, spec
+from helpers.browser import BROWSER, NO_BROWSER, browse, drawings
 
 from pelton.bench.compare.workload import workload_hash
 from pelton.bench.files import write_result
@@ -125,35 +124,6 @@ def test_report_of_nothing(tmp_path):
         run_report(ReportOptions(results=str(tmp_path)))
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WATCH = "<script>window.faults = []; addEventListener('error', (e) => faults.push(e.message));</script>"
-# Chooses every figure of every plot and writes down what was drawn, so that --dump-dom shows it.
-PROBE = """<script>
-const drawn = {};
-for (const place of document.querySelectorAll(".plot")) {
-  const picker = document.querySelector(`select[data-plot="${place.id}"]`);
-  drawn[place.id] = [];
-  for (let i = 0; i < (picker ? picker.options.length : 1); i++) {
-    if (picker) { picker.selectedIndex = i; picker.dispatchEvent(new Event("change")); }
-    drawn[place.id].push(place.querySelectorAll(".scatterlayer .trace, .heatmaplayer .hm").length);
-  }
-}
-const found = { drawn, faults, resources: performance.getEntriesByType("resource").map((r) => r.name) };
-document.body.insertAdjacentHTML("beforeend", `<pre id="probe">${JSON.stringify(found)}</pre>`);
-</script>"""
-
-
-def browse(page, tmp_path):
-    """What a browser without a network makes of the page."""
-    path = tmp_path / "report.html"
-    path.write_text(page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-             "--proxy-server=127.0.0.1:9", "--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([BROWSER, *flags, "--dump-dom", path.as_uri()], capture_output=True, timeout=240,
-                         check=True).stdout.decode()
-    return json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)[-1])
-
-
 def rich():
     """A search with everything that a report can show: rates, targets, gauges, GPUs, hardware, several output sizes."""
     model = ModelConfig(architecture="LlamaForCausalLM", vocab_size=1000, hidden_size=64, intermediate_size=128,
@@ -173,13 +143,13 @@ def rich():
     return recompute(result(cells, kind="search", search=search, analysis=analysis, series=series))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here (scripts/setup-system.sh installs it)")
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 @pytest.mark.parametrize("is_rich", [False, True])
 def test_browser_draws_every_figure_without_a_network(made, is_rich, tmp_path):
     shown = rich() if is_rich else made
     plots = make_plots(shown)
     found = browse(render(shown), tmp_path)
-    expected = {p.id: [len(figure["data"]) for figure in p.figures.values()] for p in plots}
+    expected = drawings(plots)
     assert found == {"drawn": expected, "faults": [], "resources": []}
     if is_rich:
         assert set(expected) == {*PLOTS, "search", "server-metrics", "goodput"}

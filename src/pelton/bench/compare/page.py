@@ -18,12 +18,17 @@ TAGS = {"better": "sound", "worse": "failure", "changed": "warning"}  # classes 
 
 def render_comparison(comparison: Comparison) -> str:
     """The page as one HTML text."""
-    plots = [plot for plot in (_side_by_side(comparison), _changes(comparison)) if plot is not None]
+    plots = comparison_plots(comparison)
     names = ", ".join(side.name for side in comparison.sides[1:])
     body = "\n".join((
         _header(comparison, names), _rules(comparison), *map(plot_section, plots),
         *(_cell_section(cell, comparison) for cell in comparison.cells), _sides(comparison)))
     return document(f"{comparison.base.name} and {names}", body, plots)
+
+
+def comparison_plots(comparison: Comparison) -> list[Plot]:
+    """Those that the comparison has figures for."""
+    return [plot for plot in (_side_by_side(comparison), _changes(comparison)) if plot is not None]
 
 
 def _header(comparison: Comparison, names: str) -> str:

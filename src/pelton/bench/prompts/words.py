@@ -46,7 +46,7 @@ class Words:
         """Alphabetic words of the vocabulary in random order."""
         size = self._vocabulary.size
         ids = self._random.sample(range(size), min(size, MAX_VOCAB_SCANNED))
-        words = {text: None for i in ids if _WORD.fullmatch(text := self._vocabulary.decode([i]).strip())}
+        words = {text: None for i in ids if _WORD.fullmatch(text := self._vocabulary.token_text(i).strip())}
         return list(words) if len(words) >= MIN_WORDS else [*words, *_SYLLABLES]
 
     @cached_property
