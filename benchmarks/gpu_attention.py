@@ -4,9 +4,13 @@ Each case is a chain of layers in one CUDA graph, over keys and values larger th
 medians per layer. Decode bytes are the keys and values that must be read; prefill work is 4 · head_dim per query head
 and visible key.
 
-    python benchmarks/gpu_attention.py [--only decode|prefill] [--output results/...json]
+    python benchmarks/gpu_attention.py [--only decode|prefill|short] [--output results/...json]
 
 On compute capability 9.0 prefill is timed twice: with the kernel made for it and with the one for all GPUs.
+
+`short` is decode as a step has it, where attention takes little longer than a launch: between the library's products of
+32 layers, each with weights and a cache of its own, so that nothing is found in the L2 cache that would not be there.
+The same chain without attention is taken off.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from common import environment, print_json
 from pelton.kernels.attention import triton as attention
 from pelton.kernels.attention.hopper_prefill import HopperConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.rotary import triton as rotary
 
 LLAMA, QWEN = (32, 8, 128), (28, 4, 128)
 READ_LIMIT = 4.58e12
@@ -33,6 +38,7 @@ TRITON = attention.PrefillConfig(block_m=64, tile=64, num_warps=4, num_stages=3,
 """The kernel for all GPUs, as it is fastest on compute capability 9.0."""
 _MIN_BYTES = 256 * 2**20
 _MAX_LAYERS = 128
+_STEP_LAYERS = 32
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,11 @@ DECODES = [
     Problem("batch 64 x 4096, 28/4 heads", [(4095, 1)] * 64, heads=QWEN),
     Problem("batch 64 x 4096, blocks of 16", [(4095, 1)] * 64, tokens_per_block=16),
 ]
+SHORTS = [
+    *(Problem(f"short, {n} x 192", [(191, 1)] * n) for n in (8, 32, 64, 128, 256)),
+    *(Problem(f"short, {n} x 129 to 256", [(128 + 37 * i % 128, 1) for i in range(n)]) for n in (80, 128, 256)),
+    *(Problem(f"short, {n} x 192, 28/4 heads", [(191, 1)] * n, heads=QWEN) for n in (64, 128, 256)),
+]
 PREFILLS = [
     *(Problem(f"prompt of {n}, 28/4 heads", [(0, n)], heads=QWEN) for n in (512, 1024, 2048, 8000, 32768)),
     Problem("prompt of 8192", [(0, 8192)]),
@@ -96,13 +107,13 @@ PREFILLS = [
 class Bench:
     """A problem's tensors on the device."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, num_layers: int | None = None):
         self.problem = problem
         num_heads, num_kv_heads, head_dim = problem.heads
         size = problem.tokens_per_block
         counts = [-(-(cached + new) // size) for cached, new in problem.rows]
         bytes_per_layer = sum(counts) * size * num_kv_heads * head_dim * 4
-        num_layers = min(_MAX_LAYERS, max(4, -(-_MIN_BYTES // bytes_per_layer)))
+        num_layers = num_layers or min(_MAX_LAYERS, max(4, -(-_MIN_BYTES // bytes_per_layer)))
         self.pool = torch.empty(sum(counts), num_layers, 2, num_kv_heads, size, head_dim, dtype=torch.bfloat16,
                                 device="cuda").normal_()
         ids = torch.randperm(sum(counts)).split(counts)
@@ -125,6 +136,32 @@ class Bench:
         plan = make_plan()
         seconds = graph_seconds(step, repeats)
         return seconds / self.pool.shape[1]
+
+
+class StepBench(Bench):
+    """A problem's layers with the products around attention, and rotary between."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem, _STEP_LAYERS)
+        num_heads, num_kv_heads, head_dim = problem.heads
+        width = num_heads * head_dim
+        self.x = torch.randn(len(problem.rows), width, device="cuda").bfloat16()
+        self.angles = rotary.prepare_angles(*torch.randn(2, len(problem.rows), head_dim // 2, device="cuda"))
+        self.weights = [[torch.empty(width, n, dtype=torch.bfloat16, device="cuda").normal_(std=width ** -0.5)
+                         for n in (width + 2 * num_kv_heads * head_dim, width)] for _ in range(_STEP_LAYERS)]
+
+    def measure_step(self, plan: attention.Plan | None, *, repeats: int = 20) -> float:
+        """Median seconds per layer; without attention where there is no plan."""
+        def step() -> None:
+            x = self.x
+            for layer, (qkv, o) in enumerate(self.weights):
+                q, kv = rotary.rotate_and_store(x @ qkv, self.angles, self.pool, layer, self.meta,
+                                                num_heads=self.q.shape[1])
+                out = self.x if plan is None else attention.attend(q, kv, self.pool, layer, plan,
+                                                                   scale=q.shape[-1] ** -0.5)
+                x = out @ o
+
+        return graph_seconds(step, repeats) / _STEP_LAYERS
 
 
 def graph_seconds(step: Callable[[], None], repeats: int) -> float:
@@ -154,6 +191,13 @@ def run(problem: Problem) -> list[dict[str, Any]]:
     return [_record(problem, kernel, bench.measure(**options)) for kernel, options in kernels.items()]
 
 
+def run_short(problem: Problem) -> list[dict[str, Any]]:
+    """The table's line of a problem in a step."""
+    bench = StepBench(problem)
+    plan = attention.plan(bench.meta, bench.pool, num_heads=problem.heads[0], window=None)
+    return [_record(problem, "", bench.measure_step(plan) - bench.measure_step(None))]
+
+
 def _record(problem: Problem, kernel: str, seconds: float) -> dict[str, Any]:
     rate, limit, unit = (problem.read_bytes / seconds, READ_LIMIT, "TB/s") if problem.is_decode else \
         (problem.flops / seconds, PRODUCT_LIMIT, "TFLOP/s")
@@ -168,13 +212,13 @@ def _record(problem: Problem, kernel: str, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("decode", "prefill"))
+    parser.add_argument("--only", choices=("decode", "prefill", "short"))
     parser.add_argument("--output", help="write the JSON there too")
     options = parser.parse_args()
     torch.manual_seed(0)
-    problems = {"decode": DECODES, "prefill": PREFILLS}
-    records = [record for kind, group in problems.items() if options.only in (None, kind) for problem in group
-               for record in run(problem)]
+    parts = {"decode": (DECODES, run), "prefill": (PREFILLS, run), "short": (SHORTS, run_short)}
+    records = [record for kind, (problems, measure) in parts.items() if options.only in (None, kind)
+               for problem in problems for record in measure(problem)]
     print_json({"benchmark": "gpu_attention", "gpu": torch.cuda.get_device_name(), "records": records,
                 "environment": environment()}, options.output)
 
