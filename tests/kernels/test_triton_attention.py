@@ -145,6 +145,16 @@ def test_tiles_cover_every_query_once_most_keys_first():
     assert tiles.dtype == np.int32
 
 
+@pytest.mark.parametrize("num_queries", [1, 15, 16, 17, 914])
+@pytest.mark.parametrize("num_decodes", [0, 3])
+def test_tiles_of_one_prompt_are_those_it_has_among_others(num_queries, num_decodes):
+    lens = [*[1] * num_decodes, num_queries]
+    alone = attention.cut_tiles(lens, [length + 700 for length in lens], num_decodes, 16)
+    among = attention.cut_tiles([*lens, 40], [*[length + 700 for length in lens], 40], num_decodes, 16)
+    assert alone.tolist() == among[among[:, 0] == num_decodes].tolist()
+    assert (alone.dtype, alone.flags.c_contiguous) == (np.int32, True)
+
+
 @pytest.mark.parametrize(("query_lens", "seq_lens", "pays"), [
     ([8000], [8000], True), ([914] * 32, [914] * 32, True), ([100] * 9, [1500] * 9, True),
     ([512], [512], False), ([129] * 64, [129] * 64, False), ([64], [30_000], False),

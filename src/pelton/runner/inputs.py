@@ -121,6 +121,13 @@ def lay_out(batch: Batch, slots: Slots, rope: RopeConfig) -> Layout:
     Args:
         rope: the model's; some kinds turn tokens by an angle that depends on the sequence's length.
     """
+    if batch.num_rows == 1 and not batch.num_decodes:
+        return _lay_out_one(batch, slots, rope)
+    return _lay_out_rows(batch, slots, rope)
+
+
+def _lay_out_rows(batch: Batch, slots: Slots, rope: RopeConfig) -> Layout:
+    """Of any batch."""
     rows = np.array(batch.slots, dtype=np.int64)  # [B]
     starts = np.array(batch.starts, dtype=np.int64)
     lengths = np.array(batch.num_tokens, dtype=np.int64)
@@ -140,6 +147,28 @@ def lay_out(batch: Batch, slots: Slots, rope: RopeConfig) -> Layout:
         sampled_slots=rows[is_sampled], sampled_positions=stops[is_sampled].astype(np.int32),
         row_index=query_start[1:][is_sampled] - 1, rope_lens=rope_lens,
         prompt_rows=_prompt_rows(batch, slots, rows, query_start))
+
+
+def _lay_out_one(batch: Batch, slots: Slots, rope: RopeConfig) -> Layout:
+    """The same of a single prompt, or a chunk of it, with a third of the calls: who is alone waits for each of them."""
+    slot, start, num_tokens, size = batch.slots[0], batch.starts[0], batch.num_tokens[0], slots.tokens_per_block
+    stop = start + num_tokens
+    _check_row(slots, slot, num_tokens, stop)
+    rows, positions = np.array(batch.slots, dtype=np.int64), np.arange(start, stop)
+    blocks = slots.block_tables[slot, start // size:(stop - 1) // size + 1].astype(np.int64)
+    slot_mapping = (blocks[:, None] * size + slots.block_offsets).reshape(-1)[start % size:start % size + num_tokens]
+    num_sampled = int(batch.is_sampled[0])
+    query_start = np.array([0, num_tokens])
+    rope_lens = None
+    if is_length_dependent(rope):
+        rope_lens = _rope_lens(rope, slots, np.repeat(rows, num_tokens), positions)
+    return Layout(
+        num_decodes=0, query_lens=batch.num_tokens, slots=rows, query_start=query_start.astype(np.int32),
+        seq_lens=np.array([stop], dtype=np.int32), positions=positions, slot_mapping=slot_mapping,
+        known_tokens=slots.token_ids[slot][start:stop], sampled_slots=rows[:num_sampled],
+        sampled_positions=np.array([stop], dtype=np.int32)[:num_sampled],
+        row_index=np.array([num_tokens - 1])[:num_sampled], rope_lens=rope_lens,
+        prompt_rows=_prompt_rows(batch, slots, rows, query_start) if slots.num_prompt_logprobs[slot] >= 0 else [])
 
 
 def make_inputs(layout: Layout, slots: Slots) -> Inputs:
@@ -168,6 +197,14 @@ def _check(batch: Batch, slots: Slots, rows: np.ndarray, lengths: np.ndarray, st
     is_known = stops <= slots.num_known_tokens[rows]
     assert is_known[num_decodes:].all(), "a row runs tokens that were not handed over"
     assert (stops <= slots.num_blocks[rows] * slots.tokens_per_block).all(), "a row runs past its blocks"
+
+
+def _check_row(slots: Slots, slot: int, num_tokens: int, stop: int) -> None:
+    """`_check` of a row that does not decode."""
+    assert num_tokens > 0, "a row without tokens"
+    assert slots.is_taken[slot], "a row names a slot that holds no sequence"
+    assert stop <= slots.num_known_tokens[slot], "a row runs tokens that were not handed over"
+    assert stop <= slots.num_blocks[slot] * slots.tokens_per_block, "a row runs past its blocks"
 
 
 def _known_tokens(batch: Batch, slots: Slots) -> np.ndarray:

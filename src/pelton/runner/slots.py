@@ -45,6 +45,7 @@ class Slots:
         self.device = device
         self.block_tables = np.zeros((num_slots, -(-max_seq_len // tokens_per_block)), dtype=np.int32)
         self.num_blocks = np.zeros(num_slots, dtype=np.int64)
+        self.block_offsets = np.arange(tokens_per_block)  # of a block's tokens
         self.is_taken = np.zeros(num_slots, dtype=bool)
         self.num_prompt_tokens = np.zeros(num_slots, dtype=np.int64)
         self.num_known_tokens = np.zeros(num_slots, dtype=np.int64)

@@ -7,7 +7,7 @@ import torch
 from pelton.config import RopeConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.models.rope import rope_length
-from pelton.runner.inputs import lay_out, make_inputs
+from pelton.runner.inputs import _lay_out_rows, lay_out, make_inputs
 from pelton.runner.slots import Slots
 from pelton.types import Batch, SamplingParams, SlotInit
 
@@ -74,6 +74,46 @@ def test_agrees_with_the_slow_constructor(size, attempt):
     assert inputs.sampled.slot_index.tolist() == batch.sampled_slots
     assert inputs.sampled.position_index.tolist() == stops[batch.is_sampled].tolist()
     assert inputs.sampled.positions.tolist() == stops[batch.is_sampled].tolist()
+
+
+@pytest.mark.parametrize("rope", [RopeConfig(), RopeConfig(kind="dynamic", factor=2.0),
+                                  RopeConfig(kind="longrope", factor=2.0)], ids=lambda rope: rope.kind)
+def test_a_single_prompt_is_laid_out_as_any_batch(rope):
+    seed = np.random.SeedSequence().entropy % 2**32
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        size = int(rng.choice([16, 32, 64]))
+        slots, slot = make_slots(size), int(rng.integers(0, 10))
+        token_ids = rng.integers(0, 1000, int(rng.integers(1, 128))).tolist()
+        start = int(rng.integers(0, len(token_ids)))
+        num = int(rng.integers(1, len(token_ids) - start + 1))
+        table = rng.permutation(200)[:int(rng.integers(-(-(start + num) // size), 128 // size + 1))].tolist()
+        sampling = SamplingParams(max_tokens=9, prompt_logprobs=int(rng.integers(0, 3)) or None)
+        batch = Batch(0, [slot], [start], [num], [start + num == len(token_ids)], 0,
+                      [SlotInit(slot, token_ids, len(token_ids), table, sampling, 0, ())], [], [])
+        slots.apply(batch)
+        got, want = vars(lay_out(batch, slots, rope)), vars(_lay_out_rows(batch, slots, rope))
+        assert got.keys() == want.keys()
+        for name, value in want.items():
+            if isinstance(value, np.ndarray):
+                assert got[name].dtype == value.dtype, name
+                assert got[name].tolist() == value.tolist(), name
+            elif name == "prompt_rows":
+                assert [(row.slot, row.first_row, row.targets.tolist(), row.num_top) for row in got[name]] == \
+                    [(row.slot, row.first_row, row.targets.tolist(), row.num_top) for row in value]
+            else:
+                assert got[name] == value, name
+
+
+@pytest.mark.parametrize("wrong", ["no tokens", "not known", "past its blocks", "free"])
+def test_a_single_prompt_that_cannot_be_is_caught(wrong):
+    slots = make_slots(16)
+    new = [SlotInit(1, [1] * 40, 40, [3, 4], SamplingParams(), 0, ())]
+    num = {"no tokens": 0, "not known": 41, "past its blocks": 33, "free": 5}[wrong]
+    slots.apply(Batch(0, [], [], [], [], 0, new, [], []))
+    with pytest.raises(AssertionError, match="row"):
+        lay_out(Batch(1, [2 if wrong == "free" else 1], [0], [num], [False], 0, [], [], []), slots, RopeConfig())
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -203,6 +203,9 @@ def queries_per_tile(pool: Tensor, num_heads: int) -> int:
 
 def cut_tiles(query_lens: list[int], seq_lens: list[int], num_decodes: int, queries_per_tile: int) -> np.ndarray:
     """[tiles, 2] int32 (row, first query) of the rows that do not decode, those with most keys to read first."""
+    if len(query_lens) == num_decodes + 1:  # the same in fewer calls: a single prompt waits for each
+        first = np.arange(0, query_lens[-1], queries_per_tile, dtype=np.int32)[::-1]
+        return np.stack((np.full_like(first, num_decodes), first), axis=1)
     lens = np.asarray(query_lens[num_decodes:], dtype=np.int64)
     prefixes = np.asarray(seq_lens[num_decodes:], dtype=np.int64) - lens
     counts = -(-lens // queries_per_tile)
