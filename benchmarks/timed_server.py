@@ -1,6 +1,6 @@
 """`pelton serve pelton-tiny` over a model that takes a known time and next to no CPU time.
 
-    python benchmarks/timed_server.py --step-ms 10 --token-us 300
+    python benchmarks/timed_server.py --step-ms 20 --token-us 200
 
 Scheduler, engine process, messages, detokenizing, chunks and sockets are a server's own. In the place of the model a
 runner draws words and lets each step last --step-ms, and --token-us longer for each prompt token in it, as a device
@@ -56,8 +56,8 @@ def main() -> int:
     if sys.argv[1:2] == ["engine"]:
         return run_engine(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step-ms", type=float, default=10.0)
-    parser.add_argument("--token-us", type=float, default=300.0)
+    parser.add_argument("--step-ms", type=float, default=20.0)
+    parser.add_argument("--token-us", type=float, default=200.0)
     parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args()
     os.environ["STEP_AND_TOKEN_S"] = f"{args.step_ms / 1e3},{args.token_us / 1e6}"
