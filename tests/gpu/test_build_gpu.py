@@ -14,10 +14,11 @@ import torch
 from helpers.checkpoints import make_checkpoint
 
 from pelton.build.prepare import ensure_engine
+from pelton.build.write import build
 from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig
 from pelton.hashing import hash_file
 from pelton.kernels import compiled
-from pelton.manifest import num_kernels, read_manifest, write_manifest
+from pelton.manifest import num_kernels, read_manifest, weights_name, write_manifest
 from pelton.runner.runner import Runner
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -58,6 +59,19 @@ def test_it_starts_without_compiling(engine_dir, tmp_path):
     counts = json.loads(done.stdout)
     assert counts["num_kept"] > 10
     assert (counts["num_cached"], counts["num_compiled"]) == (0, 0)
+
+
+def test_built_again_in_its_place_it_is_the_same(tmp_path, monkeypatch):
+    """Without a rehearsal, and with its weights linked."""
+    source = make_checkpoint("LlamaForCausalLM", tmp_path / "model", dtype="bfloat16", seed=1)
+    first = build(source, tmp_path / "engine", BUILD, device="cuda")
+    inode = (tmp_path / "engine" / weights_name(0)).stat().st_ino
+    monkeypatch.setattr("pelton.build.tune.REHEARSAL", "no.such.module")
+    second = build(source, tmp_path / "engine", BUILD, device="cuda")
+    assert second.files == first.files
+    assert (tmp_path / "engine" / weights_name(0)).stat().st_ino == inode
+    Runner.from_engine(tmp_path / "engine", ExecutorConfig(
+        device="cuda", kv_cache_config=KvCacheConfig(max_blocks=16))).close()
 
 
 def test_tuning_of_another_gpu_is_passed_over(engine_dir, tmp_path, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import time
 
 import pytest
@@ -16,6 +17,9 @@ from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig, ModelConfi
 from pelton.engine.assemble import loop_over
 from pelton.engine.executor import Executor
 from pelton.errors import CapacityError
+from pelton.manifest import read_manifest
+from pelton.runner import upload
+from pelton.runner.load import reads_weights
 from pelton.runner.memory import GPU_GROWTH_BYTES
 from pelton.runner.runner import Runner
 from pelton.types import Request, SamplingParams
@@ -79,6 +83,27 @@ def test_preemption_and_reused_prefixes_change_nothing(case):
             assert run(executor, [Request(prompt, sampling_params=GREEDY) for prompt in prompts]) == expected
         assert executor.stats().num_preemptions > 0
         assert executor.stats().num_blocks_used == 0
+
+
+def test_weights_that_come_late_are_those_of_the_file(case, monkeypatch):
+    """The runner is made and warmed up while nothing of them is there."""
+    engine_dir, prompts, expected = case
+    may_begin, model = threading.Event(), read_manifest(engine_dir).model
+
+    def drain(*args, inner=upload.drain_checked, **options):
+        assert may_begin.wait(300)
+        inner(*args, **options)
+
+    def wait(weights, inner=upload.WeightUpload.wait):
+        may_begin.set()
+        return inner(weights)
+
+    monkeypatch.setattr(upload, "drain_checked", drain)
+    monkeypatch.setattr(upload.WeightUpload, "wait", wait)
+    with Executor(engine_dir, config()) as executor:
+        assert run(executor, [Request(prompt, sampling_params=GREEDY) for prompt in prompts]) == expected
+    assert may_begin.is_set()
+    assert reads_weights(model, "float32", torch.device("cuda")) == (model.norm_weight_offset != 0)
 
 
 def mixed_requests(num, seed):
