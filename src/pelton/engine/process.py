@@ -155,8 +155,11 @@ def _load(args: argparse.Namespace) -> EngineLoop:
     config = from_dict(ExecutorConfig, json.loads(args.config))
     if config.device != "cpu":
         wake_driver()
-    from pelton.engine.assemble import make_loop, make_random_loop  # torch
+    gc.disable()  # what torch's import makes stays; to look through it again and again takes a tenth of its time
+    from pelton.engine.assemble import make_loop, make_random_loop
 
+    gc.freeze()
+    gc.enable()
     if args.random_weights is None:
         return make_loop(Path(args.engine), config)
     return make_random_loop(args.engine, from_dict(RandomWeights, json.loads(args.random_weights)), config)
