@@ -1,0 +1,97 @@
+"""The comparison with aiperf: what is a client's doing and what the server's; and its servers, asked by pelton bench."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import beside_aiperf
+
+    yield beside_aiperf
+    for name in ("beside_aiperf", "client_rate", "common", "cores"):
+        sys.modules.pop(name, None)
+
+
+def figures(beside, scale, server_scale, *, ttft=100.0):
+    """Of a client that reads `scale` times what a server that is `server_scale` times as slow gives."""
+    seen = {"ttft_p50_ms": ttft, "ttft_mean_ms": ttft, "itl_mean_ms": 10.0, "output_tokens_per_s": 80.0}
+    over = dict.fromkeys(("ttft_mean_ms", "itl_mean_ms"), scale - 1) | {"output_tokens_per_s": 1 / scale - 1}
+    shown = {name: value * scale * server_scale for name, value in seen.items()}
+    return shown | {"output_tokens_per_s": 80.0 / scale / server_scale, "over_server": over}
+
+
+@pytest.mark.parametrize(("scale", "server_scale", "plain", "by_server"), [
+    (1.01, 1.0, True, True), (1.0, 1.3, False, True), (1.1, 1.0, False, False), (1.1, 1 / 1.1, True, False)])
+def test_the_server_tells_whose_doing_a_difference_is(beside, scale, server_scale, plain, by_server):
+    true = dict.fromkeys(beside.COMPARED, 50.0)
+    known = {name: [dict(true)] for name in ("pelton_bench", "aiperf")}
+    seen = {"pelton_bench": [figures(beside, 1.0, 1.0)] * 2, "aiperf": [figures(beside, scale, server_scale)] * 2}
+    found = beside.compare(seen, known, true)
+    assert all(found["agrees"].values()) == plain
+    assert all(found["agrees_by_server"].values()) == by_server
+
+
+def test_as_much_is_allowed_as_aiperf_errs_on_the_calibration_server(beside):
+    true = dict.fromkeys(beside.COMPARED, 50.0)
+    known = {"pelton_bench": [true], "aiperf": [{**true, "ttft_mean_ms": 54.0}]}
+    seen = {"pelton_bench": [figures(beside, 1.0, 1.0)], "aiperf": [figures(beside, 1.0, 1.0)]}
+    assert beside.compare(seen, known, true)["allowed"] == {
+        "ttft_p50_ms": 0.03, "ttft_mean_ms": 0.08, "itl_mean_ms": 0.03, "output_tokens_per_s": 0.03}
+
+
+def test_both_clients_find_prompts_of_one_size_and_the_same_lengths(beside, tmp_path):
+    load = beside.make_load(tmp_path / "load.jsonl", 20, 8)
+    lines = [json.loads(line) for line in load.file.read_text().splitlines()]
+    tokenizer = beside.Tokenizer.from_dir(beside.TOKENIZER)
+    assert {len(tokenizer.encode(line["text"])) for line in lines} == {beside.NUM_IN}
+    assert [line["output_length"] for line in lines] == load.lengths == [x["extra"]["min_tokens"] for x in lines]
+    assert set(load.lengths) == set(beside.NUM_OUT)
+
+
+def test_true_throughput_of_slots_that_are_never_idle(beside, tmp_path):
+    load = beside.Load(tmp_path, [3, 2, 1, 2], 2)
+    found = beside.true_figures(1.0, 0.5, load)
+    assert found["output_tokens_per_s"] == 8 / 3.5  # slots: 3 tokens (2 s), 2 tokens (1.5 s); 1 (2.5 s), 2 (3.5 s)
+
+
+def test_a_client_that_was_answered_other_work_ends_the_run(beside, tmp_path):
+    answers = [beside.Answer(1.0, 2.0, 16)] * 3
+    with pytest.raises(SystemExit, match=r"3 answers of 16\.0 tokens"):
+        beside.check_work("a client", answers, beside.NUM_IN, beside.Load(tmp_path, [16, 16, 17], 1))
+
+
+def test_cores(beside):
+    import cores
+
+    allowed = sorted(os.sched_getaffinity(0))
+    assert cores.parse_cores(None) == set(allowed)
+    with pytest.raises(ValueError, match="not among"):
+        cores.parse_cores(f"{allowed[-1] + 1}-{allowed[-1] + 2}")
+    with cores.on_cores(cores.parse_cores(str(allowed[0]))):
+        assert os.sched_getaffinity(0) == {allowed[0]}
+    assert sorted(os.sched_getaffinity(0)) == allowed
+
+
+def test_a_servers_own_figures_are_of_the_clients_requests(beside, tmp_path):
+    load = beside.make_load(tmp_path / "load.jsonl", 6, 2)
+    with beside.serving([f"{BENCHMARKS}/timed_server.py", "--step-ms", "1", "--token-us", "1"],
+                        frozenset(os.sched_getaffinity(0))) as url:
+        (found,) = beside.rounds_on({"pelton_bench": beside.ask_pelton}, "pelton-tiny", url, load, 1)["pelton_bench"]
+    assert set(found["over_server"]) == {"ttft_mean_ms", "itl_mean_ms", "output_tokens_per_s"}
+    assert found["server"]["ttft_mean_ms"] >= 1.0  # no step takes less
+
+
+def test_the_calibration_server_counts_the_prompts_of_the_file(beside, tmp_path):
+    load = beside.make_load(tmp_path / "load.jsonl", 4, 2)
+    with beside.serving(beside.known_server(0.02, 0.001, load), frozenset(os.sched_getaffinity(0))) as url:
+        found, answers = beside.ask_pelton("calibration", url, load)
+    assert len(answers) == 4
+    assert found["ttft_mean_ms"] >= 20.0
