@@ -1,4 +1,4 @@
-"""The comparison with aiperf: what is a client's doing and what the server's; and its servers, asked by pelton bench."""
+"""The comparison with aiperf: what is a client's doing and what the server's; its servers, asked by pelton bench."""
 
 import json
 import os
