@@ -3,7 +3,7 @@
     python benchmarks/trap_pictures.py --folder docs/images --output results/cpu/DATE-traps.json
 
 `pelton bench sweep` measures `pelton serve pelton-tiny`, with its prefix cache, once as the careless do and once as it
-should be. The JSON has what is drawn. --only NAMES draws some of them; --png draws PNG files instead of SVG.
+should be. The JSON has what is drawn. --only NAMES draws some of them; --png writes PNG files beside the SVG.
 """
 
 from __future__ import annotations
@@ -167,9 +167,10 @@ def main() -> int:
     for name in args.only.split(","):
         with tempfile.TemporaryDirectory() as folder:
             plot, drawn[name] = TRAPS[name](Path(folder))
-        for file, content in pictures([plot], "png" if args.png else "svg"):
-            (args.folder / file).write_bytes(content)
-            print(args.folder / file, file=sys.stderr)
+        for kind in ("svg", "png") if args.png else ("svg",):
+            for file, content in pictures([plot], kind):
+                (args.folder / file).write_bytes(content)
+                print(args.folder / file, file=sys.stderr)
     print_json({"name": "trap_pictures", **environment(), "drawn": drawn}, args.output)
     return 0
 
