@@ -46,6 +46,6 @@ CASES: dict[str, Callable[[], object]] = {
     **{f"linear of {rows} rows": partial(products, rows) for rows in (1, 16, 64)},
     "linear of float32": partial(products, 8, torch.float32),
     "norm": norms,
-    "activation": lambda: [activation.act_mul(torch.empty(3, 512, dtype=torch.bfloat16), kind)
+    "activation": lambda: [activation.act_mul(torch.empty(3, 4096, dtype=torch.bfloat16), kind)
                            for kind in ("silu", "gelu", "gelu_tanh")],
 }

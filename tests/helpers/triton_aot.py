@@ -49,8 +49,9 @@ def compile_cases(capability: int, modules: list[str]) -> list[dict[str, Any]]:
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
         kernel._run = lambda *args: None  # where later launches that are alike go
+        asm = kernel.asm if hasattr(kernel, "asm") else {}
         records.append({"kernel": self.__name__, "shared_bytes": kernel.metadata.shared,
-                        "asm": kernel.asm if hasattr(kernel, "asm") else {}})
+                        "num_wide_loads": asm.get("ptx", "").count("ld.global.v4.b32"), "asm": asm})
         return kernel
 
     JITFunction.run = compile_only

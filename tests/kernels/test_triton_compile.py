@@ -1,4 +1,5 @@
-"""Every GPU kernel compiles ahead of time for each compute capability we serve, within its shared memory.
+"""Every GPU kernel compiles ahead of time for each compute capability we serve, within its shared memory; those that
+do little but read and write do so 16 bytes at a time.
 
 To add kernels: a module of tests/helpers with CASES, name to a callable that launches ops on CPU tensors, in MODULES.
 """
@@ -32,3 +33,6 @@ def test_compiles_within_shared_memory(capability):
     too_large = [record for record in records if record["shared_bytes"] > SHARED_KIB[capability] * 1024]
     assert records
     assert not too_large
+    streams = [record for record in records if record["kernel"] in ("rms_norm_kernel", "act_mul_kernel")]
+    assert streams
+    assert all(record["num_wide_loads"] for record in streams), "rows are to be read 16 bytes at a time"
