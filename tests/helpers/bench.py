@@ -24,6 +24,8 @@ WORKLOAD = Workload(loads=[closed(1, 1)], prompt_tokens=["16"], output_tokens=["
 ENVIRONMENT = Environment(pelton_version="0", python_version="3", platform="none", num_cpus=1,
                           started_at="2026-01-31T10:20:30+00:00", command="pelton bench sweep")
 
+UNWATCHED = {"watch_gpus": False, "watch_server": False}  # a process less to start and to wait for
+
 
 def request(**changes: Any) -> RequestRecord:
     """A good streamed request: sent at 0, first token after 10 ms, three more 2 ms apart, ended at 17 ms."""

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from helpers.bench import prompt_counter
+from helpers.bench import UNWATCHED, prompt_counter
 from helpers.calibrated import serve_in_thread
 
 from pelton.bench import command
@@ -30,7 +30,7 @@ COUNT = prompt_counter(TINY)
 def sweep(folder, *, behaviour=(), **options):
     """A sweep of one cell; returns its cell, measured records and the server."""
     fields = {"prompt_tokens": (20,), "output_tokens": (6,), "num_warmup": 2, "output_dir": str(folder),
-              "request_timeout": 20.0, "seed": 11, "calibrate": False, **options}
+              "request_timeout": 20.0, "seed": 11, "calibrate": False, **UNWATCHED, **options}
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT, **dict(behaviour))) as server:
         assert run_sweep(SweepOptions(url=server.url, **fields)) == 0
     result = read_result(folder / "results.json")
@@ -74,7 +74,7 @@ def test_what_is_kept_after_each_trial_is_what_all_requests_say(tmp_path, monkey
     kept = []
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT)) as server:
         options = SweepOptions(url=server.url, concurrency=(1, 2), prompt_tokens=(20,), output_tokens=(6,),
-                               num_trials=2, num_requests=3, calibrate=False, output_dir=str(tmp_path))
+                               num_trials=2, num_requests=3, calibrate=False, output_dir=str(tmp_path), **UNWATCHED)
         last = execute(Run("sweep", options, FixedAgenda(sweep_specs(options), num_trials=2),
                            progress=Progress(is_silent=True), keep=kept.append))
     assert [sum(c.num_trials for c in made.cells) for made in kept] == ([1] if is_slow else [1, 2, 3])

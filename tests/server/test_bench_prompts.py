@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from helpers.bench import prompt_counter
+from helpers.bench import UNWATCHED, prompt_counter
 from helpers.calibrated import serve_in_thread
 
 from pelton.bench.calibration import Behaviour
@@ -23,7 +23,8 @@ TEXT = "A wheel turned under falling water all day, and all night, and nobody as
 def sweep(folder, **options):
     """(result, measured requests' bodies, warm-up and probes left out)."""
     fields = {"concurrency": (2,), "prompt_tokens": ("60",), "output_tokens": ("5",), "num_requests": 8,
-              "num_warmup": 0, "output_dir": str(folder / "out"), "calibrate": False, "request_timeout": 20.0,
+              "num_warmup": 0, "output_dir": str(folder / "out"), "calibrate": False, **UNWATCHED,
+              "request_timeout": 20.0,
               **options}
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT)) as server:
         assert run_sweep(SweepOptions(url=server.url, **fields)) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import dialect_servers
-from helpers.bench import prompt_counter
+from helpers.bench import UNWATCHED, prompt_counter
 from helpers.calibrated import serve_in_thread
 from helpers.tokenizers import write_tokenizer
 
@@ -36,7 +36,7 @@ def ollama():
 
 def run(made, folder, *, command=run_sweep, kind=SweepOptions, **options):
     fields = {"concurrency": (2,), "prompt_tokens": ("30",), "output_tokens": ("6",), "num_requests": 6,
-              "num_warmup": 1, "output_dir": str(folder), "calibrate": False, "request_timeout": 20.0,
+              "num_warmup": 1, "output_dir": str(folder), "calibrate": False, **UNWATCHED, "request_timeout": 20.0,
               "tokenizer": "pelton-tiny", **options}
     assert command(kind(url=made.url, **fields)) == 0
     return read_result(folder / "results.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helpers.bench import prompt_counter
+from helpers.bench import UNWATCHED, prompt_counter
 from helpers.calibrated import serve_in_thread
 
 from pelton.bench.calibration import Behaviour
@@ -26,7 +26,7 @@ def serving(**behaviour):
 
 def fields(folder, **options):
     return {"concurrency": (1, 2), "prompt_tokens": (20, 30), "output_tokens": (5,), "num_requests": 4, "num_warmup": 1,
-            "output_dir": str(folder), "calibrate": False, "request_timeout": 20.0, **options}
+            "output_dir": str(folder), "calibrate": False, **UNWATCHED, "request_timeout": 20.0, **options}
 
 
 def measured(body):

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from helpers.bench import prompt_counter
+from helpers.bench import UNWATCHED, prompt_counter
 from helpers.calibrated import serve_in_thread
 
 from pelton.bench.calibration import Behaviour
@@ -27,7 +27,7 @@ COUNT = prompt_counter(TINY)
 
 def sweep(folder, **options):
     fields = {"prompt_tokens": (20,), "output_tokens": (6,), "num_warmup": 4, "output_dir": str(folder), "workers": "2",
-              "request_timeout": 20.0, "calibrate": False, **options}
+              "request_timeout": 20.0, "calibrate": False, **UNWATCHED, **options}
     behaviour = Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT, ttft_s=0.01)
     with serve_in_thread(behaviour) as server:
         assert run_sweep(SweepOptions(url=server.url, **fields)) == 0
