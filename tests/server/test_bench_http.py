@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,9 +17,9 @@ from helpers.bench import prompt_counter
 from helpers.calibrated import serve_in_thread
 from helpers.tokenizers import write_tokenizer
 
-from pelton.bench import service
+from pelton.bench import command, service
 from pelton.bench.calibration import Behaviour
-from pelton.bench.files import read_result
+from pelton.bench.files import read_result, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.serve import run_serve
 from pelton.bench.sweep import run_sweep
@@ -365,6 +366,28 @@ def test_unwritable_output_dir_is_found_before_anything_is_asked(tmp_path):
     with server() as made, pytest.raises(ConfigError, match=r"output_dir .* cannot be written"):
         sweep(made, tmp_path / "file")
     assert made.num_requests == 0
+
+
+def test_a_disk_that_fills_up_costs_the_files_and_not_the_figures(tmp_path, monkeypatch, capsys):
+    """The first cell can be kept; from then on there is no room, and the run goes on all the same."""
+    kept = []
+
+    def write(result, directory):
+        kept.append(len(result.cells))
+        if len(kept) > 1:
+            raise ConfigError(f"cannot write {directory / 'results.json'}: No space left on device")
+        write_result(result, directory)
+
+    monkeypatch.setattr(command, "write_result", write)
+    with server() as made, pytest.raises(ConfigError, match="No space left on device"):
+        sweep(made, tmp_path, concurrency=(1,), prompt_tokens=(12, 40, 60))
+    assert kept == [1, 2, 3]
+    out, err = capsys.readouterr()
+    assert err.count("not kept so far: cannot write") == 1
+    assert re.search(r"60 +5 +\d", out)
+    assert "results.json" not in out
+    result = read_result(tmp_path / "results.json")
+    assert (result.status, result.stop_reason, len(result.cells)) == ("partial", "not ended yet", 1)
 
 
 def test_interrupt_keeps_what_was_measured(tmp_path):

@@ -21,6 +21,7 @@ from pelton.bench.results import RunResult
 from pelton.bench.resume import earlier_run
 from pelton.bench.run import Run, execute, raise_if_failed
 from pelton.bench.table import make_console, print_result, search_table
+from pelton.errors import ConfigError
 
 OPEN_LOOP_STREAMS = 64
 FAILED = 3  # the audit failed a cell, and the command was to be strict
@@ -43,21 +44,31 @@ def measure(kind: Literal["serve", "sweep", "search"], options: ServeOptions | S
     earlier = earlier_run(directory, kind) if getattr(options, "resume", False) else None
     result = execute(Run(kind, options, agenda, progress=Progress(is_silent=options.prints_json), keep=keep,
                          client_errors=errors, earlier=earlier))
-    if directory is not None:
-        write_result(result, directory)
-        write_report(result, directory / "report.html")
+    unwritten = None if directory is None else _write(result, directory)
     if options.prints_json:
         print_json(summary_of(result, directory))
     else:
         print_result(make_console(), result)
         if result.search is not None:
             make_console().print(search_table(result.search))
-        if directory is not None:
+        if directory is not None and unwritten is None:
             print(f"\nreport   {directory / 'report.html'}\nresults  {directory / 'results.json'}")
+    if unwritten is not None:
+        raise unwritten
     raise_if_failed(result, options.output_dir)
     if result.stop_reason == "interrupted":
         return INTERRUPTED
     return strict_status(result) if options.strict else 0
+
+
+def _write(result: RunResult, directory: Path) -> ConfigError | None:
+    """Writes the files; what keeps it from writing one is raised when the result has been printed."""
+    try:
+        write_result(result, directory)
+        write_report(result, directory / "report.html")
+    except ConfigError as error:
+        return error
+    return None
 
 
 def strict_status(result: RunResult) -> int:

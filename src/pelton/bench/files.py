@@ -14,6 +14,8 @@ from pelton.bench.report.csv_tables import cells_csv, requests_csv, stages_csv
 from pelton.bench.results import SCHEMA, Record, RunResult
 from pelton.errors import ConfigError
 
+PROBE_BYTES = 64 * 1024  # a small result: a disk without room for it is found before anything is measured
+
 
 def to_json(record: Record) -> bytes:
     """Indented JSON; the requests of a run take one line each."""
@@ -53,8 +55,10 @@ def prepare_output_dir(directory: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".pelton-{secrets.token_hex(4)}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir {directory!r} cannot be written: {error.strerror or error}; choose another "
                           "directory") from None

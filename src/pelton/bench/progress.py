@@ -185,6 +185,10 @@ class Progress:
         self._cell = None
         self._print("  ".join(parts))
 
+    def say(self, line: str) -> None:
+        """Writes a line that stays."""
+        self._print(line)
+
     def stop(self) -> None:
         """Ends the drawing and clears the line."""
         self._ended.set()

@@ -44,7 +44,7 @@ from pelton.bench.summary import recompute, summarize
 from pelton.bench.target import Target, open_target
 from pelton.bench.trial import DEFAULT_MAX_IN_FLIGHT, Means, TrialOutcome, run_trial
 from pelton.bench.workers.crew import Crew
-from pelton.errors import ServerError
+from pelton.errors import ConfigError, ServerError
 
 Keep = Callable[[RunResult], None]
 QUICK_KEEP_S, MAX_KEEP_SHARE = 0.5, 0.05  # what takes longer to keep may take a twentieth of the run's time
@@ -175,7 +175,10 @@ class Run:
         if self._keep is None or now_ns() < self._keep_after_ns:
             return
         began_ns = now_ns()
-        self._keep(_audited(self._result(target, start_ns, is_running=True)))
+        try:
+            self._keep(_audited(self._result(target, start_ns, is_running=True)))
+        except ConfigError as error:  # such as a full disk: it may be mended before the run ends
+            self._progress.say(f"not kept so far: {error}")
         seconds = (now_ns() - began_ns) / 1e9
         if seconds > QUICK_KEEP_S:
             self._keep_after_ns = now_ns() + round(seconds * 1e9 / MAX_KEEP_SHARE)

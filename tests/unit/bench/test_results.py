@@ -76,6 +76,16 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["results.json"]
 
 
+def test_a_full_disk_is_found_before_anything_is_measured(tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"output_dir .* cannot be written: No space left on device"):
+        files.prepare_output_dir(str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
 def test_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="output_dir"):
