@@ -264,6 +264,9 @@ class ServeConfig:
     """Larger request bodies are refused with 413."""
     chat_template: str | None = None
     """File with a jinja template that takes the place of the model's own."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """Whether temperature, top_k, top_p, min_p and repetition_penalty that a request leaves out are those of the
+    model's generation_config.json."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     random_weights: bool = False
     """Make weights up on the device from the model's config.json. Its tokenizer is used where there is one; without,

@@ -25,6 +25,7 @@ from pelton.server.body import BodyTooLargeError, ClientLeftError, TooLargeRespo
 from pelton.server.errors import EngineFault, JsonResponse, ServerStoppingError, error_response
 from pelton.server.openai.chat import chat_completions
 from pelton.server.openai.completions import completions
+from pelton.server.openai.defaults import read_sampling_defaults
 from pelton.server.openai.models import get_model, list_models
 from pelton.server.state import EngineClientLike, ServerState
 from pelton.tokenizer.tokenizer import Tokenizer
@@ -41,8 +42,16 @@ def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: Se
 
     Args:
         model_name: what clients call the model, unless config.served_model_name says otherwise.
-        tokenizer_dir: where the tokenizer was read from; shown as `root` in /v1/models.
+        tokenizer_dir: where the tokenizer was read from; shown as `root` in /v1/models. The model's sampling defaults
+            are there too.
+
+    Raises:
+        CheckpointError: the sampling defaults cannot be used.
     """
+    sampling_defaults = read_sampling_defaults(tokenizer_dir) if config.generation_config == "auto" else {}
+    if sampling_defaults:
+        told = ", ".join(f"{name} {value}" for name, value in sampling_defaults.items())
+        _log.info("requests that say nothing else are sampled as the model's makers recommend: %s", told)
     app = Starlette(
         routes=[  # tried in this order: what is asked most comes first
             Route("/v1/completions", completions, methods=["POST"]),
@@ -62,7 +71,7 @@ def create_app(engine_client: EngineClientLike, tokenizer: Tokenizer, config: Se
             HTTPException: on_http_exception, PeltonError: on_error, EngineFault: on_error,
             ServerStoppingError: on_error, BodyTooLargeError: on_body_too_large, ClientLeftError: on_client_left})
     app.state.pelton = ServerState(engine_client, tokenizer, config, config.served_model_name or model_name,
-                                   tokenizer_dir.resolve())
+                                   tokenizer_dir.resolve(), sampling_defaults=sampling_defaults)
     return app
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pelton.config import ServeConfig
 from pelton.engine.messages import Ready, Stats
@@ -44,6 +44,7 @@ class ServerState:
     Attributes:
         tokenizer_dir: where a client on this machine finds the tokenizer; shown as `root` in /v1/models.
         created: Unix time in seconds at which the server came up.
+        sampling_defaults: fields of SamplingParams for what requests leave out.
     """
 
     client: EngineClientLike
@@ -53,6 +54,7 @@ class ServerState:
     tokenizer_dir: Path
     metrics: ServingMetrics = field(default_factory=ServingMetrics)
     created: int = field(default_factory=lambda: int(time.time()))
+    sampling_defaults: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")

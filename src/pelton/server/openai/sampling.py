@@ -20,7 +20,7 @@ _PLAIN = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "fr
 
 def make_sampling(fields: GenerationFields, state: ServerState, *, max_tokens: int | None,
                   logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
-    """Sampling parameters of a request; what it leaves out takes SamplingParams' default.
+    """Sampling parameters of a request; what it leaves out takes the model's default, then SamplingParams'.
 
     Args:
         max_tokens: as resolved by `resolve_max_tokens`.
@@ -31,7 +31,8 @@ def make_sampling(fields: GenerationFields, state: ServerState, *, max_tokens: i
         RequestError: a value is out of range; `param` names the field.
     """
     ready = state.client.ready
-    values: dict[str, Any] = {name: value for name in _PLAIN if (value := getattr(fields, name)) is not None}
+    asked = {name: value for name in _PLAIN if (value := getattr(fields, name)) is not None}
+    values: dict[str, Any] = {**state.sampling_defaults, **asked}
     if fields.stop is not None:
         values["stop"] = _stops(fields.stop)
     if fields.stop_token_ids:
