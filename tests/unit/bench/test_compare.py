@@ -24,8 +24,9 @@ from pelton.bench.compare.page import comparison_plots, render_comparison
 from pelton.bench.compare.rules import parse_rule
 from pelton.bench.compare.workload import asked_for, workload_hash
 from pelton.bench.files import prepare_output_dir, write_result
+from pelton.bench.load.stages import read_stages
 from pelton.bench.percentiles import summarize
-from pelton.bench.results import Percentile, SessionSpec
+from pelton.bench.results import LoadSpec, Percentile, SessionSpec
 from pelton.errors import ConfigError
 
 NUM_REQUESTS = 60
@@ -90,6 +91,15 @@ def test_another_tokenizer_route_or_request_is_another_workload():
         assert workload_hash(base) != workload_hash(other)
         for page in (render_comparison(forced), to_markdown(forced)):
             assert f"b measured another workload than a: {name}" in page
+
+
+def test_loads_are_told_without_what_they_leave_open():
+    staged = LoadSpec(kind="closed_stages", concurrency=2, stages=read_stages("c1:3,c2:9req"))
+    with pytest.raises(ConfigError) as caught:
+        held(made(), made(loads=[staged]))
+    assert (f"loads: [kind closed, concurrency 1, num_requests {NUM_REQUESTS}] and [kind closed_stages, concurrency 2, "
+            "stages [name 1: 1 in flight, duration_s 3.0, concurrency 1, end_concurrency 1; name 2: 2 in flight, "
+            "num_requests 9, concurrency 2, end_concurrency 2]]") in str(caught.value)
 
 
 def test_other_conversations_are_another_workload():

@@ -9,6 +9,7 @@ from helpers.browser import BROWSER, NO_BROWSER, browse, drawings
 
 from pelton.bench.compare.workload import workload_hash
 from pelton.bench.files import write_result
+from pelton.bench.load.stages import read_stages
 from pelton.bench.options import ReportOptions
 from pelton.bench.report.command import run_report
 from pelton.bench.report.markdown import summary
@@ -136,6 +137,9 @@ def rich():
     rates = [LoadSpec(kind="poisson", rate=rate, num_requests=20) for rate in (1.0, 2.0)]
     cells = CELLS + [(spec(load=load, prompt_tokens=size, output_tokens=8), CELLS[0][1]) for load in rates
                      for size in (16, 900)]
+    staged = LoadSpec(kind="closed_stages", concurrency=2, stages=read_stages("c1:0.2,c2:0.2"))
+    cells.append((spec(load=staged, prompt_tokens=16, output_tokens=9), [msgspec.structs.replace(
+        r, stage=staged.stages[r.index // 10].name) for r in CELLS[0][1]]))
     steps = [SearchStep(level=1.0, cell="r1-p16-o8", passed=True, reason="in time"),
              SearchStep(level=2.0, cell="r2-p16-o8", passed=False, reason="late")]
     search = SearchResult(variable="request_rate", criterion="within", best=1.0, least_failed=2.0, is_settled=True,
@@ -152,7 +156,7 @@ def test_browser_draws_every_figure_without_a_network(made, is_rich, tmp_path):
     expected = drawings(plots)
     assert found == {"drawn": expected, "faults": [], "resources": []}
     if is_rich:
-        assert set(expected) == {*PLOTS, "search", "server-metrics", "goodput"}
+        assert set(expected) == {*PLOTS, "search", "server-metrics", "goodput", "stages"}
 
 
 def test_search_cost_and_client_have_tables():

@@ -16,10 +16,15 @@ from typing import Any
 
 import msgspec
 
-from pelton.bench.results import CellResult, RunResult
+from pelton.bench.results import CellResult, LoadSpec, LoadStage, RunResult
 
 WORK_TOLERANCE = 0.02
 """Mean real sizes may differ by so much, relatively, before cells count as different work."""
+
+# What is not worth telling of a load or a stage; of both every field but the first has a default.
+DEFAULTS = {field.name: msgspec.to_builtins(getattr(record, field.name))
+            for record in (LoadSpec(kind="closed"), LoadStage(name=""))
+            for field in msgspec.structs.fields(record)[1:]}
 
 
 def asked_for(result: RunResult) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def _differences(base: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
 
 def _show(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[" + "; ".join(", ".join(f"{k} {v}" for k, v in item.items() if v not in (None, [], 0.0, 1.0))
+        return "[" + "; ".join(", ".join(f"{k} {_show(v)}" for k, v in item.items() if v != DEFAULTS.get(k))
                                for item in value) + "]"
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"

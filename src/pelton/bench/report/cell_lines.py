@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pelton.bench.report.figure import SYMBOLS, Figure, Trace, axis, digits
@@ -82,7 +82,7 @@ def cell_figure(view: ReportView, series: list[Series], *, x: Callable[[CellResu
             "customdata": [hover_text(view, c) for c, _, _ in points],
             "hovertemplate": "%{customdata}<extra></extra>"}
         if any(isinstance(py, Percentile) for _, _, py in points):
-            trace["error_y"] = _error_bars([py for _, _, py in points])
+            trace["error_y"] = error_bars([py for _, _, py in points])
         data.append(trace)
     if not data:
         return None
@@ -99,7 +99,8 @@ def _ends(value: float | Percentile) -> list[float]:
     return [v for v in (value.low, value.value, value.high) if v is not None]
 
 
-def _error_bars(values: list[float | Percentile]) -> dict[str, object]:
+def error_bars(values: Sequence[float | Percentile]) -> dict[str, object]:
+    """The intervals of percentiles as plotly.js wants them."""
     found = [v if isinstance(v, Percentile) else Percentile(value=v, low=None, high=None) for v in values]
     return {"type": "data", "symmetric": False, "thickness": 1, "width": 3,
             "array": [digits(0.0 if p.high is None else p.high - p.value) for p in found],

@@ -14,6 +14,7 @@ from pelton.bench.report.plots import (
     pareto,
     search,
     server_metrics,
+    stages,
     throughput,
     timeline,
     ttft_over_prompt,
@@ -23,7 +24,7 @@ from pelton.bench.report.view import ReportView
 from pelton.bench.results import RunResult
 
 ORDER = (search, ttft_over_tokens, heat_maps, pareto, throughput, inter_token, ttft_over_prompt, goodput,
-         distributions, timeline, server_metrics)
+         distributions, timeline, stages, server_metrics)
 
 
 def make_plots(result: RunResult) -> list[Plot]:
