@@ -144,6 +144,9 @@ def test_cells_cut_short_and_skipped():
     made = result([(spec(num_requests=9), [request()])], skipped_cells=["c8-p900-o4"], status="partial")
     assert "1 of 9 requests" in found(made, "cells_cut_short").evidence
     assert found(made, "cells_skipped").cells == ["c8-p900-o4"]
+    assert "duration_budget" in found(made, "cells_skipped").advice
+    failed = result([(spec(), [request()])], skipped_cells=["c8-p900-o4"], status="partial", stop_reason="it failed")
+    assert "resume" in found(failed, "cells_skipped").advice
 
 
 def test_gravest_first_and_no_check_fails_on_an_empty_cell():

@@ -16,4 +16,5 @@ def check(view: View) -> Iterator[Finding]:
         why = view.stop_reason or "the time budget was spent"
         yield Finding(name="cells_skipped", severity="warning", cells=list(view.skipped_cells),
                       evidence=f"{len(view.skipped_cells)} cells were not run: {why}",
-                      advice="Give a larger duration_budget or fewer cells.")
+                      advice="Give a larger duration_budget or fewer cells." if view.stop_reason is None else
+                      "Give resume, when the cause is mended, to measure them beside the others.")

@@ -28,8 +28,9 @@ def make(view: ReportView) -> Plot | None:
             _add(figures, f"{title}{end}", f"{title} (ms)", traces)
         for metric, title in RATES:
             _add(figures, f"{title}{end}", title, [_trace(cell, title, 2, lambda s, metric=metric: s.value(metric))])
-    return Plot("stages", "Stages", "The stages of the load in their order: latencies of the requests that began in "
-                "each, with intervals of 95 % confidence; rates over its time.", figures) if figures else None
+    return Plot("stages", "Stages of the load",
+                "In their order: latencies of the requests that began in each, with intervals of 95 % confidence; "
+                "rates over its time.", figures) if figures else None
 
 
 def _percentile(metric: str, name: str) -> Callable[[StageResult], Percentile | None]:
