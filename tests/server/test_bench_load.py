@@ -100,7 +100,8 @@ def test_cancelled_requests_are_told_from_errors(tmp_path):
     cancelled = [r for r in records if r.was_cancelled]
     assert 5 <= len(cancelled) == cell.num_cancelled <= 35
     assert cell.errors == {}
-    assert all(r.error is None and len(r.content_us) < 30 for r in cancelled)
+    assert all(r.error is None and len(r.content_us) <= 30 for r in cancelled)  # on a busy machine many come at once
+    assert min(len(r.content_us) for r in cancelled) < 30
     assert all(len(r.content_us) == 30 for r in records if not r.was_cancelled)
     assert cell.distribution("e2e_latency").num_samples == 40 - len(cancelled)
     assert server.num_in_flight == 0

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 
 from pelton.bench.files import read_result
-from pelton.bench.results import CellResult, PromptSpec, RequestRecord, RunResult, TargetInfo
+from pelton.bench.results import CellResult, RequestRecord, RunResult, TargetInfo, Workload
 from pelton.errors import ConfigError
 
-SAME = ("model", "protocol", "endpoint", "extra_inputs", "sends_token_ids", "tokenizer_sha256", "output_control")
+SAME_TARGET = ("model", "protocol", "endpoint", "extra_inputs", "sends_token_ids", "tokenizer_sha256", "output_control")
+SAME_WORKLOAD = ("temperature", "session", "cancellation_delay_s")
 
 
 def earlier_run(directory: Path, kind: str) -> RunResult | None:
@@ -35,17 +36,18 @@ def whole_cells(result: RunResult, *, num_trials: int) -> tuple[dict[str, CellRe
     return cells, [r for r in result.requests if r.cell in cells]
 
 
-def check_same(earlier: RunResult | None, target: TargetInfo, prompts: PromptSpec) -> None:
+def check_same(earlier: RunResult | None, target: TargetInfo, workload: Workload) -> None:
     """Raises a ConfigError when the server is not the one that the earlier run measured, as far as can be told, or when
-    the prompts are made otherwise."""
+    requests are made otherwise; loads and sizes may be others, for their cells are."""
     if earlier is None:
         return
-    for name in SAME:
-        before, now = getattr(earlier.target, name), getattr(target, name)
+    pairs = [(name, getattr(earlier.target, name), getattr(target, name)) for name in SAME_TARGET]
+    pairs += [(name, getattr(earlier.workload, name), getattr(workload, name)) for name in SAME_WORKLOAD]
+    for name, before, now in pairs:
         if before != now:
             raise ConfigError(f"resume: the earlier run had {name} {before!r} and this one has {now!r}; choose another "
                               "output_dir")
     # A file may have moved; its hash says whether it is the same.
-    if msgspec.structs.replace(earlier.workload.prompt_spec, file=prompts.file) != prompts:
+    if msgspec.structs.replace(earlier.workload.prompt_spec, file=workload.prompt_spec.file) != workload.prompt_spec:
         raise ConfigError(f"resume: the earlier run's prompts were {earlier.workload.prompts}, and this one's are made "
                           "otherwise or of another file; choose another output_dir")

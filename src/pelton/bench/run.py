@@ -94,7 +94,7 @@ class Run:
         target = await open_target(self._options, seed=self._seed + len(self._requests),
                                    material=self._options.material)
         self._options.check_endpoint(target.info.endpoint)
-        check_same(self._earlier, target.info, self._options.prompt_spec)
+        check_same(self._earlier, target.info, self._workload(target))
         crew = Crew(self._options.workers, target.client, self._client_errors)
         self._analysis = self._options.make(Analysis(hardware=target.hardware))
         for _, spec in self._agenda.upcoming(self._cells):
