@@ -210,7 +210,8 @@ class Run:
             prompts=describe(options.prompt_spec), prompt_spec=options.prompt_spec,
             session=session_of(options),
             cancellation_delay_s=options.cancellation_delay if options.cancellation_rate else None,
-            first_tokens_unique=target.prompts.first_tokens_unique)
+            first_tokens_unique=target.prompts.first_tokens_unique,
+            trial_first_tokens_unique=target.prompts.trial_first_tokens_unique)
 
 
 def _audited(result: RunResult) -> RunResult:

@@ -138,6 +138,9 @@ def test_what_the_probe_found_out():
                   target={"output_control": "max_tokens", "frame_correction_tokens": -3})
     assert {"output_control_refused", "template_corrected", "first_tokens_repeat"} <= names(made)
     assert "-3 tokens" in found(made, "template_corrected").evidence
+    assert "one trial" not in found(made, "first_tokens_repeat").evidence
+    made = result([(spec(), [request()])], workload={"first_tokens_unique": False, "trial_first_tokens_unique": True})
+    assert "those of one trial differ in the first" in found(made, "first_tokens_repeat").evidence
 
 
 def test_cells_cut_short_and_skipped():

@@ -76,6 +76,24 @@ def test_pairs_differ_once_the_vocabulary_is_used_up():
     assert not factory.first_tokens_unique
 
 
+def test_a_trials_prompts_begin_unlike_when_the_runs_cannot():
+    """The vocabulary is used up in the middle of a trial; only one larger than it repeats a first token."""
+    words = vocabulary(family("byte_level"), "completions")
+    factory = PromptFactory(words, seed=5)
+    before = factory.frame[0]
+    num_words = len({factory.words.first_id(word) for word in factory.words.words})
+    for count in (num_words // 2 + 3, num_words // 2 + 3, num_words - 2):
+        factory.words.begin_trial()
+        firsts = [words.encode(factory.make(20).text)[before] for _ in range(count)]
+        assert len(set(firsts)) == count
+    assert not factory.first_tokens_unique
+    assert factory.trial_first_tokens_unique
+    factory.words.begin_trial()
+    for _ in range(2 * num_words):
+        factory.make(20)
+    assert not factory.trial_first_tokens_unique
+
+
 def test_equal_seeds_make_equal_prompts(tiny):
     words = vocabulary(tiny, "chat")
     one, two, other = (PromptFactory(words, seed=s) for s in (7, 7, 8))

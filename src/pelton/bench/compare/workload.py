@@ -4,7 +4,8 @@ What was asked for is what a user chose and what changes the figures: the loads,
 the output's length was asked for, warm-up, the protocol, further fields of the requests, and the tokenizer that sizes
 are counted with. The server is not part of it.
 Nor is the seed, because prompts are fresh in every run on purpose, nor the number of trials, which changes how sure a
-figure is and not what it is. A time budget cuts cells short, which the audit says.
+figure is and not what it is, nor whether the vocabulary was enough for them. A time budget cuts cells short, which the
+audit says.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def asked_for(result: RunResult) -> dict[str, Any]:
     """What was asked for, field by field, in plain data."""
     workload, target = result.workload, result.target
     fields = msgspec.to_builtins(workload)
-    for name in ("seed", "num_trials", "duration_budget_s", "request_timeout_s", "loads"):
+    for name in ("seed", "num_trials", "duration_budget_s", "request_timeout_s", "loads", "first_tokens_unique",
+                 "trial_first_tokens_unique"):
         fields.pop(name)
     loads = [_load(load) for load in msgspec.to_builtins(workload.loads)]
     return {**fields, "loads": sorted(loads, key=repr), "kind_of_answers": sorted({_answers(c) for c in result.cells}),

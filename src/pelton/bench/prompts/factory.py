@@ -52,6 +52,11 @@ class PromptFactory:
         """No two of the prompts that were to be unlike began with the same token."""
         return self.words.first_tokens_unique
 
+    @property
+    def trial_first_tokens_unique(self) -> bool:
+        """No two of those of the same trial."""
+        return self.words.trial_first_tokens_unique
+
     @cached_property
     def frame(self) -> tuple[int, int]:
         """Tokens of the template before and after the content."""

@@ -66,6 +66,7 @@ class TrialPrompts:
             ConfigError: none has.
         """
         self._factory = factory
+        factory.words.begin_trial()
         self._content = content
         self._seed = seed
         self._random = random.Random(f"{seed}/prompts")

@@ -31,6 +31,7 @@ class Words:
 
     Attributes:
         first_tokens_unique: no two contents claimed so far begin with the same token; without, two tokens.
+        trial_first_tokens_unique: no two of the same trial do.
     """
 
     def __init__(self, vocabulary: Vocabulary, rng: random.Random) -> None:
@@ -38,8 +39,11 @@ class Words:
         self._random = rng
         self._firsts: Iterator[str] | None = None
         self._claimed: set[tuple[int, ...]] = set()
+        self._claimed_in_trial: set[int] = set()
+        self._num_fresh: int | None = None  # words of this round that the trial has not begun with; none: all
+        self._is_trial_spent = False
         self._first_ids: dict[str, int] = {}
-        self.first_tokens_unique = True
+        self.first_tokens_unique = self.trial_first_tokens_unique = True
 
     @cached_property
     def words(self) -> list[str]:
@@ -62,13 +66,31 @@ class Words:
         """Random pieces of one token each, as far as the tokenizer allows."""
         return (rng or self._random).choices(self._fillers, k=count)
 
+    def begin_trial(self) -> None:
+        """From here the prompts of another trial begin."""
+        self._claimed_in_trial.clear()
+        self._num_fresh, self._is_trial_spent = None, False
+
     def first(self) -> str:
         """A word to begin a prompt with: another one each time, until all of the vocabulary were used."""
-        if self._firsts is not None and (word := next(self._firsts, None)) is not None:
-            return word
+        word = None if self._firsts is None else next(self._firsts, None)
+        if word is None:
+            word = self._start_round()
+        if self._num_fresh is not None:
+            self._num_fresh -= 1
+            if self._num_fresh < 0:
+                self._is_trial_spent, self.trial_first_tokens_unique = True, False
+        return word
+
+    def _start_round(self) -> str:
+        """All words again in another order, those first that the trial has not begun with."""
+        words = self._random.sample(self.words, len(self.words))
         if self._firsts is not None:
             self.first_tokens_unique = False  # one round of the vocabulary is used up; from here pairs must differ
-        self._firsts = iter(self._random.sample(self.words, len(self.words)))
+            fresh = [word for word in words if self.first_id(word) not in self._claimed_in_trial]
+            used = [word for word in words if self.first_id(word) in self._claimed_in_trial]
+            words, self._num_fresh = fresh + used, len(fresh)
+        self._firsts = iter(words)
         return next(self._firsts)
 
     def first_id(self, word: str) -> int:
@@ -79,10 +101,13 @@ class Words:
 
     def claim(self, content: Sequence[int]) -> bool:
         """Marks the beginning of a content as used; False when another one began so."""
+        if content[0] in self._claimed_in_trial and not self._is_trial_spent:
+            return False
         key = tuple(content[:1] if self.first_tokens_unique else content[:2])
         if key in self._claimed:
             return False
         self._claimed.add(key)
+        self._claimed_in_trial.add(content[0])
         if self.first_tokens_unique:
             self._claimed.add(tuple(content[:2]))
         return True

@@ -64,3 +64,5 @@ class Workload(Record, kw_only=True):
     """Cancelled requests are given up within so long; none: after a random number of chunks."""
     first_tokens_unique: bool
     """Whether no two prompts of the run share their first content token."""
+    trial_first_tokens_unique: bool | None = None
+    """Whether no two prompts of the same trial of a cell do; none: not known."""
