@@ -146,6 +146,14 @@ def test_an_engine_that_is_refused_is_told(engine_dir):
         run_serve(engine_dir, ServeConfig(port=0), ExecutorConfig(), model_name="m")
 
 
+def test_signals_do_after_a_server_what_they_did_before(engine_dir, tmp_path):
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    for folder, error in ((tmp_path / "nowhere", CheckpointError), (engine_dir, EngineError)):
+        with pytest.raises(error):
+            run_serve(folder, ServeConfig(port=0), ExecutorConfig(), model_name="m")
+        assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_imports_no_torch():
     code = """if True:
         import sys, pelton.server.app, pelton.server.http, pelton.server.launch

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SERVED_CHUNK = 2048
 """Default of chunked_prefill_size: a step with so many prompt tokens keeps a large GPU's multipliers busy."""
 MAX_OPEN_FILES = 65_536
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger("pelton.server")
 
 
@@ -119,22 +120,34 @@ def _address_error(error: OSError, host: str, port: int) -> ConfigError:
 
 async def _serve(start_engine: Callable[[], Awaitable[EngineClientLike]], serve: ServeConfig, listener: socket.socket,
                  load_app: Callable[[], Callable[[EngineClientLike], ASGIApp]]) -> int:
-    loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, main.cancel)
     try:
-        client, make_app = await _load(start_engine, load_app)
-    except asyncio.CancelledError:  # told to stop while loading
-        return 0
+        _on_signals(main.cancel)
+        try:
+            client, make_app = await _load(start_engine, load_app)
+        except asyncio.CancelledError:  # told to stop while loading
+            return 0
+        return await _run_server(client, make_app(client), serve, listener)
+    finally:
+        for signum in SIGNALS:  # uvloop would leave handlers of a closed loop behind
+            asyncio.get_running_loop().remove_signal_handler(signum)
+
+
+def _on_signals(act: Callable[[], object]) -> None:
+    """What SIGTERM and SIGINT do from now on."""
+    for signum in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(signum, act)
+
+
+async def _run_server(client: EngineClientLike, app: ASGIApp, serve: ServeConfig, listener: socket.socket) -> int:
+    """Serves until a signal comes, then ends the engine too."""
     from pelton.server.http import HttpServer
 
     port = listener.getsockname()[1]
-    server = HttpServer(make_app(client), listener, is_verbose=serve.log_level == "debug",
+    server = HttpServer(app, listener, is_verbose=serve.log_level == "debug",
                         on_started=lambda: _announce(serve, port))
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, server.stop)
+    _on_signals(server.stop)
     watch = asyncio.create_task(_report_death(client))
     gc.collect()
     gc.freeze()  # what lives for good need not be walked again while requests come and go
