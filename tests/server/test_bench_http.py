@@ -114,6 +114,8 @@ def test_json_is_one_object_and_nothing_else(capsys):
     data = json.loads(out)
     assert err == ""
     assert [c["is_stream"] for c in data["cells"]] == [False, True]
+    assert (data["target"]["protocol"], data["workload"]["prompt_tokens"]) == ("openai", ["20"])
+    assert len(data["workload_hash"]) == 16
     assert data["cells"][0]["metrics"]["ttft"]["withheld"] == "the answers were not streamed"
 
 

@@ -13,6 +13,7 @@ from pelton.bench.audit import verdicts
 from pelton.bench.calibrate import error_table
 from pelton.bench.calibration_store import client_errors, level_of
 from pelton.bench.client import Address, check_reachable
+from pelton.bench.compare.workload import workload_hash
 from pelton.bench.files import prepare_output_dir, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.progress import Progress
@@ -90,7 +91,8 @@ def print_json(data: object) -> None:
 def summary_of(result: RunResult, directory: Path | None) -> dict[str, object]:
     """Cells, findings and where the files are; the single requests are in results.json."""
     return {"schema": result.schema, "kind": result.kind, "status": result.status, "stop_reason": result.stop_reason,
-            "duration_s": result.duration_s, "target": result.target, "cells": result.cells,
+            "duration_s": result.duration_s, "target": result.target, "workload": result.workload,
+            "workload_hash": workload_hash(result), "cells": result.cells,
             "skipped_cells": result.skipped_cells, "search": result.search, "findings": result.findings,
             "verdicts": verdicts(result),
             "files": {} if directory is None else {name: str(directory / name) for name in FILES}}

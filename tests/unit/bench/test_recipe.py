@@ -75,7 +75,7 @@ def test_unknown_variables_and_missing_files(tmp_path):
 
 
 BASE = Fingerprint(texts=[f"answer number {i}" for i in range(len(PROBES))], prompt_tokens=list(range(len(PROBES))),
-                   tokenizer_sha256="0", template_tokens=4)
+                   tokenizer_sha256="0", template_tokens=4, route="openai chat")
 
 
 def test_the_same_answers_are_the_same_model():
@@ -98,6 +98,8 @@ def test_counts_and_tokenizers_tell_models_apart():
     odd = dataclasses.replace(BASE, prompt_tokens=[n + n % 2 for n in BASE.prompt_tokens])
     assert any("counted differently" in text for text in differences(BASE, odd))
     assert any("tokenizers" in text for text in differences(BASE, dataclasses.replace(BASE, tokenizer_sha256="1")))
+    assert list(differences(BASE, dataclasses.replace(BASE, route="triton generate"))) == [
+        "they are asked by different routes (openai chat and triton generate)"]
     silent = dataclasses.replace(BASE, prompt_tokens=[None] * len(PROBES))
     assert list(differences(BASE, silent)) == []
     assert any("no usage" in text for text in remarks(BASE, silent))

@@ -107,7 +107,8 @@ class Session:
         return result.stop_reason == "interrupted"
 
     def _check_model(self, engine: Engine, options: SweepOptions) -> None:
-        """Raises a ConfigError when the engine serves another model than the first, unless forced."""
+        """Raises a ConfigError when the engine serves another model than the first, or by another route, unless
+        forced."""
         found = asyncio.run(fingerprint(options))
         self._fingerprints[engine.name] = found
         first = next(iter(self._fingerprints))
@@ -116,7 +117,7 @@ class Session:
         base = self._fingerprints[first]
         against = list(differences(base, found))
         if against and not self._options.force:
-            raise ConfigError(f"engine {engine.name!r} does not serve the same model as {first!r}: "
+            raise ConfigError(f"engine {engine.name!r} does not serve the same model, or not alike, as {first!r}: "
                               f"{'; '.join(against)}; give force to measure it all the same")
         for text in (*against, *remarks(base, found)):
             self._say(f"{engine.name} beside {first}: {text}")

@@ -33,6 +33,8 @@ class Fingerprint:
     """As the server counted them."""
     tokenizer_sha256: str
     template_tokens: int
+    route: str
+    """Protocol and endpoint."""
 
 
 async def fingerprint(options: TargetOptions) -> Fingerprint:
@@ -55,7 +57,8 @@ async def fingerprint(options: TargetOptions) -> Fingerprint:
     finally:
         target.client.close()
     return Fingerprint(texts, counts, target.info.tokenizer_sha256,
-                       target.info.template_tokens + target.info.frame_correction_tokens)
+                       target.info.template_tokens + target.info.frame_correction_tokens,
+                       f"{target.info.protocol} {target.info.endpoint}")
 
 
 def token_ids(target: Target, text: str) -> list[int] | None:
@@ -75,6 +78,8 @@ def agreement(base: Fingerprint, other: Fingerprint) -> float:
 
 def differences(base: Fingerprint, other: Fingerprint) -> Iterator[str]:
     """What speaks against the same model; nothing where nothing does."""
+    if base.route != other.route:
+        yield f"they are asked by different routes ({base.route} and {other.route})"
     if base.tokenizer_sha256 != other.tokenizer_sha256:
         yield "the tokenizers are different files"
     counts = [(a, b) for a, b in zip(base.prompt_tokens, other.prompt_tokens) if None not in (a, b)]
