@@ -251,6 +251,7 @@ def test_a_dropped_request_is_sent_once_more_and_told(tmp_path):
 @pytest.mark.parametrize(("fault", "line"), [
     ("status_500", r"the server failed in cell c1-p40-o5: http_500 \(status 500: out of order\)"),
     ("hang", r"the server failed in cell c1-p40-o5: timeout \(no full answer within 0.2 s\)"),
+    ("hang_mid_stream", r"the server failed in cell c1-p40-o5: timeout \(no full answer within 0.2 s\)"),
     ("drop", r"the server failed in cell c1-p40-o5: dropped")])
 def test_server_that_fails_ends_the_run_and_keeps_the_rest(tmp_path, fault, line):
     def break_later(number, body):
@@ -264,6 +265,7 @@ def test_server_that_fails_ends_the_run_and_keeps_the_rest(tmp_path, fault, line
     assert result.status == "partial"
     assert [c.status for c in result.cells][:2] == ["complete", "complete"]
     assert result.skipped_cells == ["c3-p40-o5"]
+    assert {len(r.content_us) for r in result.requests if r.error} == {2 if fault == "hang_mid_stream" else 0}
     assert "Partial result" in (tmp_path / "report.html").read_text()
 
 

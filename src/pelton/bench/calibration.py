@@ -19,8 +19,8 @@ import msgspec
 
 from pelton.bench.client import now_ns
 
-Fault = Literal["status_500", "status_400", "hang", "drop", "drop_mid_stream", "malformed", "stream_error",
-                "no_finish", "empty"]
+Fault = Literal["status_500", "status_400", "hang", "drop", "drop_mid_stream", "hang_mid_stream", "malformed",
+                "stream_error", "no_finish", "empty"]
 WORDS = (" steady", " wheel", " turning", " under", " falling", " water", " all", " day")
 
 
@@ -266,6 +266,8 @@ class _Connection(asyncio.Protocol):
 
     def _misbehave(self, answer: _Answer) -> bool:
         """Does what the fault says in the middle of a stream; True when the answer ends with it."""
+        if answer.fault == "hang_mid_stream":
+            return True
         if answer.fault == "drop_mid_stream":
             self.abort()
         elif answer.fault == "malformed":
