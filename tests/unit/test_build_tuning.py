@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,16 @@ import pytest
 from helpers.checkpoints import make_checkpoint
 
 from pelton.build import layout, replaced, tune
+from pelton.build.measurements import MeasurementCache
 from pelton.build.prepare import ensure_engine
 from pelton.build.show import ShowOptions, run_show
 from pelton.build.write import BuildOptions, build, run_build
 from pelton.config import BuildConfig, ParallelConfig
 from pelton.errors import CapacityError, ConfigError, EngineDeadError, EngineError
 from pelton.host import Gpu
-from pelton.kernels.linear.choices import ROW_BUCKETS
-from pelton.kernels.linear.tuning import model_products
+from pelton.kernels.linear.choices import ROW_BUCKETS, Measurement, Shape
+from pelton.kernels.linear.measured import Setting
+from pelton.kernels.linear.tuning import Product, model_products
 from pelton.manifest import num_kernels, read_manifest, verify_files
 
 GPU = Gpu(name="NVIDIA H200", architecture="sm_90", memory_bytes=140 * 2**30, free_bytes=139 * 2**30, driver="580.1")
@@ -34,16 +37,37 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("LlamaForCausalLM", tmp_path_factory.mktemp("llama"), dtype="bfloat16", num_hidden_layers=2)
 
 
-@pytest.fixture(autouse=True)
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a GPU, and caches of its own. Returns Pelton's."""
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes this a machine with a GPU, and with caches of its own in a folder. Returns Pelton's."""
     monkeypatch.setattr(layout, "first_gpu", lambda: GPU)
     monkeypatch.setattr(tune, "REHEARSAL", "helpers.fake_rehearsal")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    monkeypatch.setenv("PELTON_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setenv("PELTON_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    return tmp_path / "cache"
+    return folder / "cache"
+
+
+@pytest.fixture(autouse=True)
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return pretend(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def once(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an engine for a GPU and the caches that its build left; a build takes seconds."""
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pretend(folder, monkeypatch)
+        build(llama, folder / "engine", LIMITS, device="cuda")
+    return folder
+
+
+@pytest.fixture
+def built(once: Path, tmp_path: Path) -> Path:
+    """A copy of that engine; its caches are this test's."""
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "engine"
 
 
 def tuning_of(engine: Path) -> dict:
@@ -69,32 +93,30 @@ def test_an_engine_for_a_gpu_is_tuned_and_holds_its_kernels(llama: Path, tmp_pat
     assert not list((tmp_path / "engine").glob(".*"))
 
 
-def test_a_damaged_kernel_is_refused(llama: Path, tmp_path: Path) -> None:
-    engine = tmp_path / "engine"
-    build(llama, engine, LIMITS, device="cuda")
-    cubin = next(engine.glob("kernels/*/*.cubin"))
+def test_a_damaged_kernel_is_refused(built: Path) -> None:
+    cubin = next(built.glob("kernels/*/*.cubin"))
     content = bytearray(cubin.read_bytes())
     content[100] ^= 1
     cubin.write_bytes(content)
     with pytest.raises(EngineError, match=r"kernels/.*cubin|cubin was altered"):
-        ensure_engine(str(engine), device="cuda")
+        ensure_engine(str(built), device="cuda")
 
 
-def test_the_next_build_measures_and_compiles_nothing(llama: Path, tmp_path: Path, gpu: Path,
+def test_measurements_are_kept_by_kind_of_gpu(built: Path, gpu: Path) -> None:
+    assert [path.name.startswith("nvidia-h200-") for path in (gpu / "measurements").iterdir()] == [True]
+
+
+def test_the_next_build_measures_and_compiles_nothing(llama: Path, built: Path, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(tune.Rehearsal, "take", lambda self, news, take=tune.Rehearsal.take: (
         seen.append(next(iter(news))), take(self, news))[1])
-    build(llama, tmp_path / "first", LIMITS, device="cuda")
-    assert seen.count("measured") == len(tuning_of(tmp_path / "first")["choices"])
-    assert [path.name.startswith("nvidia-h200-") for path in (gpu / "measurements").iterdir()] == [True]
-    seen.clear()
     build(llama, tmp_path / "second", LIMITS, device="cuda")
+    assert seen
     assert "measured" not in seen
-    assert tuning_of(tmp_path / "second")["choices"] == tuning_of(tmp_path / "first")["choices"]
-    assert (tmp_path / "second" / "tuning.json").read_bytes() == (tmp_path / "first" / "tuning.json").read_bytes()
+    assert (tmp_path / "second" / "tuning.json").read_bytes() == (built / "tuning.json").read_bytes()
     build(llama, tmp_path / "third", LIMITS, device="cuda", tuning="again")
-    assert "measured" in seen
+    assert seen.count("measured") == len(tuning_of(built)["choices"])
     seen.clear()
     monkeypatch.setattr(layout, "first_gpu", lambda: dataclasses.replace(GPU, name="NVIDIA H100 80GB HBM3"))
     with pytest.raises(EngineDeadError):  # the stand-in knows one GPU's limits alone: it was asked to measure
@@ -102,44 +124,54 @@ def test_the_next_build_measures_and_compiles_nothing(llama: Path, tmp_path: Pat
     assert "limits" in seen
 
 
-def test_an_engine_built_again_in_its_place_is_not_rehearsed(llama: Path, tmp_path: Path,
+def test_an_engine_built_again_in_its_place_is_not_rehearsed(llama: Path, built: Path,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "engine"
-    first, tuning = build(llama, out, LIMITS, device="cuda"), tuning_of(out)
+    first, tuning = read_manifest(built), tuning_of(built)
     monkeypatch.setenv("FAKE_REHEARSAL", "fail")
-    second = build(llama, out, LIMITS, device="cuda")
-    assert tuning_of(out) == tuning
+    second = build(llama, built, LIMITS, device="cuda")
+    assert tuning_of(built) == tuning
     assert second.files == {**first.files, "ledger.json": second.files["ledger.json"]}
-    verify_files(out, second)
-    assert not list(out.glob(".*"))
+    verify_files(built, second)
+    assert not list(built.glob(".*"))
 
 
 @pytest.mark.parametrize("change", ["limits", "again", "kernel", "code", "measurements"])
-def test_a_rehearsal_that_may_differ_is_held_again(llama: Path, tmp_path: Path, gpu: Path,
+def test_a_rehearsal_that_may_differ_is_held_again(llama: Path, built: Path, gpu: Path,
                                                    monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    out, limits, tuning = tmp_path / "engine", LIMITS, "auto"
-    build(llama, out, LIMITS, device="cuda")
+    limits, tuning = LIMITS, "auto"
     match change:
         case "limits":
             limits = dataclasses.replace(LIMITS, max_batch_size=4)
         case "again":
             tuning = "again"
         case "kernel":
-            next(out.glob("kernels/*/*.cubin")).write_bytes(b"")
+            next(built.glob("kernels/*/*.cubin")).write_bytes(b"")
         case "code":
             monkeypatch.setattr(replaced, "_code_digest", lambda packages: "other")
         case "measurements":
             next((gpu / "measurements").iterdir()).unlink()
     monkeypatch.setenv("FAKE_REHEARSAL", "fail")
     with pytest.raises(ConfigError, match="on strike"):
-        build(llama, out, limits, device="cuda", tuning=tuning)
+        build(llama, built, limits, device="cuda", tuning=tuning)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"products": 3}', b'{"products": {"x": 3}}'])
-def test_a_damaged_cache_costs_only_time(llama: Path, tmp_path: Path, gpu: Path, content: bytes) -> None:
-    build(llama, tmp_path / "first", LIMITS, device="cuda")
+def test_a_damaged_cache_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+    setting = Setting(gpu_name="G", capability=90, driver="", torch="1", triton="1", kernels="k")
+    product = Product(Shape(64, 64))
+    kept = [Measurement(n=64, k=64, is_gated=False, num_rows=bucket, kernel="library", config={}, fuses_norm=False,
+                        us=1.0, tb_per_s=1.0, tflop_per_s=1.0, share_of_limit=0.5) for bucket in ROW_BUCKETS]
+    MeasurementCache(tmp_path, setting).record([product], "bfloat16", kept)
+    assert MeasurementCache(tmp_path, setting).find([product], "bfloat16") == kept
+    next(tmp_path.rglob("*.json")).write_bytes(content)
+    assert MeasurementCache(tmp_path, setting).find([product], "bfloat16") == []
+    MeasurementCache(tmp_path, setting).record([product], "bfloat16", kept)
+    assert MeasurementCache(tmp_path, setting).find([product], "bfloat16") == kept
+
+
+def test_a_damaged_cache_costs_only_time(llama: Path, built: Path, tmp_path: Path, gpu: Path) -> None:
     file = next((gpu / "measurements").iterdir())
-    file.write_bytes(content)
+    file.write_bytes(b'{"products": {"x": 3}}')
     assert build(llama, tmp_path / "second", LIMITS, device="cuda").is_tuned
     assert json.loads(file.read_text())["products"]
 

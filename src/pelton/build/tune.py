@@ -120,15 +120,16 @@ class Rehearser:
         # The pipe to its standard input is its lifeline. A session of its own: Ctrl-C is for this process alone.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                          start_new_session=True)
-        self._reader = threading.Thread(target=self._read, name="rehearsal", daemon=True)
-        self._reader.start()
+        # Waited for instead of the thread: in Python 3.11 a `join` that Ctrl-C broke off makes the next return at once.
+        self._is_read = threading.Event()
+        threading.Thread(target=self._read, name="rehearsal", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
         with self._process:
-            self._reader.join()
+            self._is_read.wait()
         self._job_file.unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Rehearser:
         Raises:
             PeltonError: as the other process said. EngineDeadError: it died.
         """
-        self._reader.join()
+        self._is_read.wait()
         code = self._process.wait()
         if self._rehearsal.error is not None:
             raise self._rehearsal.error
@@ -153,6 +154,9 @@ class Rehearser:
         return self._rehearsal.not_kept
 
     def _read(self) -> None:
-        for line in self._process.stdout:
-            self._rehearsal.take(json.loads(line))
-            self._on_news(self._rehearsal)
+        try:
+            for line in self._process.stdout:
+                self._rehearsal.take(json.loads(line))
+                self._on_news(self._rehearsal)
+        finally:
+            self._is_read.set()
