@@ -65,7 +65,8 @@ def test_product_with_all_around_it(name, dtype, act, shape):
         before = x.clone()
         got = linear.run(CHOICES[name], x, linear.prepare_weight(weight), bias, norm=Norm(scale, 1e-5), act=act,
                          residual=residual)
-        assert error(got, want) <= TOLERANCE[dtype]
+        # Of the terms, which are about 1: the sum of three of them may nearly vanish.
+        assert error(got, want) * float(want.norm()) <= TOLERANCE[dtype] * max(float(want.norm()), want.numel() ** 0.5)
         assert x.equal(before)
         assert not workspace(x.device).arrivals.any()
 
