@@ -74,7 +74,7 @@ def test_built_in_cuts_compile_and_spill_nothing(tmp_path):
     variants = {
         Variant(choice.config, next(activations) if shape.is_gated else None, has_bias=shape.n > 4096,
                 has_residual=shape.n <= 4096, out_float=False, is_half=bucket == 128)
-        for shape, bucket in itertools.product(SHAPES, BUCKETS)
+        for shape, bucket in itertools.product(SHAPES[:4], BUCKETS)
         if (choice := default_choice(shape, bucket, 90)).kernel == "cluster"}
     variants.add(Variant(ClusterConfig(256, 128, 4), None, False, False, out_float=True, is_half=False))
     for index, variant in enumerate(variants):
