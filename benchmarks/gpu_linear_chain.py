@@ -5,7 +5,10 @@ that is replayed; times are medians. Ours runs each product as the model does, w
 "library" is the same work by the library's products and separate kernels; "products alone" is the library without the
 rest. TB/s counts the bytes of the weights.
 
-    python benchmarks/gpu_linear_chain.py [--rows 1,8,...] [--untuned] [--output results/...json]
+    python benchmarks/gpu_linear_chain.py [--rows 1,8,...] [--untuned] [--search] [--output results/...json]
+
+With --search the choices start from what was measured (or is built in) and are changed one after the other, in the
+chain, keeping what is faster: products that overlap do not always do best with what is fastest by itself.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from common import environment, print_json
 from pelton.kernels.linear import triton as linear
 from pelton.kernels.linear.choices import LIBRARY, Choice, Choices, Measurement, Shape
 from pelton.kernels.linear.prologue import Norm
-from pelton.kernels.linear.tuning import Product, tune
+from pelton.kernels.linear.tuning import Product, candidates, tune
 
 NUM_LAYERS, HIDDEN, INNER, QKV, VOCAB = 32, 4096, 14336, 6144, 128256
 READ_TB_PER_S, MATRIX_TFLOP_PER_S = 4.58, 790
@@ -100,10 +103,34 @@ def milliseconds(run: Callable[[], None], num_replays: int = 15) -> float:
     return statistics.median(times)
 
 
+def search(chain: Chain, num_rows: int, start: dict[str, Choice],
+           capability: int) -> tuple[dict[str, Choice], list[str]]:
+    """Choices that make the chain faster than `start` does, and a line for each that was tried.
+
+    A candidate must win twice against what it would replace, measured in turn: a GPU at its power limit slows down.
+    """
+    chosen, told = dict(start), []
+
+    def time_chain(choices: dict[str, Choice]) -> float:
+        return milliseconds(chain.step(num_rows, lambda name: choices[name]), num_replays=7)
+
+    for name, product in PRODUCTS.items():
+        for candidate in candidates(product.shape, num_rows, capability):
+            if candidate == chosen[name]:
+                continue
+            pairs = [(time_chain(chosen), time_chain({**chosen, name: candidate})) for _ in range(2)]
+            told.append(f"{name}: {pairs[0][0]:.3f} {pairs[0][1]:.3f}, {pairs[1][0]:.3f} {pairs[1][1]:.3f} ms with "
+                        f"{candidate.kernel} {candidate.config}")
+            if all(other < 0.998 * now for now, other in pairs):
+                chosen[name] = candidate
+    return chosen, told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,8,16,32,64,128,256")
     parser.add_argument("--untuned", action="store_true", help="run the built-in choices")
+    parser.add_argument("--search", action="store_true", help="change the choices by what the chain says")
     parser.add_argument("--output")
     args = parser.parse_args()
     rows = [int(part) for part in args.rows.split(",")]
@@ -123,15 +150,21 @@ def main() -> None:
     choices, chain, records = Choices(measured), Chain(), []
     print(f"{'rows':>5} {'ms':>7} {'TB/s':>6} {'of limit':>9} {'library ms':>11} {'products alone ms':>18}")
     for num_rows in rows:
-        ours = milliseconds(chain.step(num_rows, lambda name, num_rows=num_rows: choices.choose(
-            PRODUCTS[name].shape, num_rows, 10 * capability[0] + capability[1])))
+        chosen = {name: choices.choose(p.shape, num_rows, 10 * capability[0] + capability[1])
+                  for name, p in PRODUCTS.items()}
+        told: list[str] = []
+        if args.search:
+            chosen, told = search(chain, num_rows, chosen, 10 * capability[0] + capability[1])
+            print("\n".join(told))
+        ours = milliseconds(chain.step(num_rows, lambda name, chosen=chosen: chosen[name]))
         library = milliseconds(chain.step(num_rows, lambda _: LIBRARY))
         alone = milliseconds(chain.products_alone(num_rows))
         tb_per_s = WEIGHT_BYTES / ours / 1e9
         print(f"{num_rows:>5} {ours:>7.3f} {tb_per_s:>6.2f} {tb_per_s / READ_TB_PER_S:>9.0%} {library:>11.3f} "
               f"{alone:>18.3f}", flush=True)
         records.append({"rows": num_rows, "ms": ours, "tb_per_s": tb_per_s, "library_ms": library,
-                        "products_alone_ms": alone})
+                        "products_alone_ms": alone, "searched": told,
+                        "choices": {name: f"{choice.kernel} {choice.config}" for name, choice in chosen.items()}})
     print_json({"benchmark": "gpu_linear_chain", "gpu": torch.cuda.get_device_name(device), **environment(),
                 "tune_seconds": tune_seconds, "records": records,
                 "tuning": [m.to_json() for m in measured]}, args.output)
