@@ -9,8 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ import torch
 from pelton.host import has_spare_cores
 
 Job = Callable[[], None]
+T = TypeVar("T")
 _ALIGN_BYTES = 16
 
 
@@ -30,6 +33,10 @@ class Signal(Protocol):
 class CpuQueue:
     """One thread that runs jobs under inference mode: the CPU's stand-in for a device stream. A job deals with its own
     errors; one that gets out is a defect and is raised in the thread, which ends.
+
+    It should be the only thread whose torch operators run in parallel: OpenMP gives every thread that starts parallel
+    work helpers of its own and keeps them, and where there are more of them than cores, GCC's (libgomp) has all sleep
+    at once between operators instead of looking for work. On two cores that made steps two to three times as long.
 
     Args:
         num_threads: of torch's operators; none leaves torch's own choice.
@@ -47,6 +54,19 @@ class CpuQueue:
         if self._is_closed:
             raise RuntimeError("the runner is closed")
         self._jobs.put(job)
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs something after the jobs submitted so far, waits, and returns or raises what it does."""
+        done: Future[T] = Future()
+
+        def job() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self.submit(job)
+        return done.result()
 
     def signal(self) -> Signal:
         """Set once the jobs submitted so far have run."""
@@ -68,6 +88,17 @@ class CpuQueue:
         with torch.inference_mode():
             while (job := self._jobs.get()) is not None:
                 job()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has the calling thread's torch operators start no parallel work in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _EventSignal:
@@ -120,8 +151,8 @@ class CudaQueue:
         self.stream.synchronize()
 
 
-def make_queue(device: torch.device, num_threads: int | None = None) -> CpuQueue | CudaQueue:
-    return CudaQueue(device) if device.type == "cuda" else CpuQueue(num_threads)
+def make_queue(device: torch.device) -> CpuQueue | CudaQueue:
+    return CudaQueue(device) if device.type == "cuda" else CpuQueue()
 
 
 class HostStaging:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,7 @@ from pelton.ledger import Ledger
 from pelton.manifest import EngineLimits, Limits
 from pelton.models.registry import get_architecture
 from pelton.physics import weight_format, weight_memory_bytes
-from pelton.runner.device import CudaQueue, Signal, make_queue
+from pelton.runner.device import CpuQueue, CudaQueue, Signal, make_queue, one_thread
 from pelton.runner.inputs import Layout, PromptRows, SampledRows, decode_rows, lay_out, make_inputs
 from pelton.runner.limits import narrow
 from pelton.runner.sampler import Drawn, Scores, draw, score_prompt
@@ -95,14 +96,14 @@ class Runner:
         decoder: the model; its weights are on `device`.
         pool: the KV cache.
         limits: `num_blocks` is the pool's.
-        num_threads: of torch's operators on a CPU; none leaves torch's own choice.
+        queue: where steps run; none makes one.
 
     Attributes:
         ledger: where the memory goes; None for a runner that was not loaded from an engine directory.
     """
 
     def __init__(self, decoder: Decoder, pool: KvPool, limits: EngineLimits, model_config: ModelConfig, *,
-                 device: torch.device, num_threads: int | None = None):
+                 device: torch.device, queue: CpuQueue | None = None):
         self.model_config = model_config
         self.limits = limits
         self.num_blocks = limits.num_blocks
@@ -112,7 +113,7 @@ class Runner:
         self._pool = pool
         self._slots = Slots(num_slots=limits.max_batch_size, max_seq_len=limits.max_seq_len,
                             tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, device=device)
-        self._queue = make_queue(device, num_threads)
+        self._queue = queue or make_queue(device)
         self._decode_graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
 
@@ -151,17 +152,32 @@ class Runner:
             weights: canonical name -> tensor on `device`. The decoder empties the dict, so that a tensor it keeps in
                 another layout is freed.
             kv_dtype: of the KV cache; none: the embedding's.
+            num_threads: of torch's operators on a CPU; none leaves torch's own choice.
             wait_for_weights: returns once they have their values, called when all is done that does not need them.
         """
         device = torch.device(device)
-        pool = KvPool(num_blocks, model_config.num_layers, model_config.num_kv_heads, limits.tokens_per_block,
-                      model_config.head_dim, kv_dtype or weights["embed.weight"].dtype, device)
+
+        def make() -> tuple[KvPool, Decoder]:
+            pool = KvPool(num_blocks, model_config.num_layers, model_config.num_kv_heads, limits.tokens_per_block,
+                          model_config.head_dim, kv_dtype or weights["embed.weight"].dtype, device)
+            return pool, load_decoder_class(model_config)(model_config, weights)
+
         final = EngineLimits(
             max_batch_size=limits.max_batch_size, max_seq_len=limits.max_seq_len, max_input_len=limits.max_input_len,
             max_num_tokens=limits.max_num_tokens, tokens_per_block=limits.tokens_per_block, num_blocks=num_blocks,
             vocab_size=model_config.vocab_size)
-        decoder = load_decoder_class(model_config)(model_config, weights)
-        runner = cls(decoder, pool, final, model_config, device=device, num_threads=num_threads)
+        if device.type == "cuda":
+            pool, decoder = make()
+            runner = cls(decoder, pool, final, model_config, device=device)
+        else:
+            queue = CpuQueue(num_threads)
+            try:
+                pool, decoder = queue.call(make)
+                with one_thread():
+                    runner = cls(decoder, pool, final, model_config, device=device, queue=queue)
+            except BaseException:
+                queue.close()
+                raise
         runner.warm_up(wait_for_weights)
         return runner
 
@@ -181,7 +197,8 @@ class Runner:
         dtype = model_config.dtype
         ledger = plan_memory(model_config, limits, config.kv_cache_config, dtype=dtype, kv_dtype=dtype, device=device,
                              weights_bytes=weight_memory_bytes(model_config, weight_format(model_config, dtype)))
-        weights = make_random_weights(model_config, getattr(torch, dtype), device, seed)
+        with one_thread() if device.type == "cpu" else nullcontext():
+            weights = make_random_weights(model_config, getattr(torch, dtype), device, seed)
         runner = cls.from_weights(model_config, weights, limits, num_blocks=ledger.num_blocks, device=device,
                                   num_threads=config.num_threads or default_num_threads())
         runner.ledger = ledger

@@ -1,12 +1,13 @@
 """Queues, the packing of host arrays, and which graphs and warm-up steps there are."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from pelton.runner.device import CpuQueue, PinnedStaging, make_staging, pack, pack_places, unpack
+from pelton.runner.device import CpuQueue, PinnedStaging, make_staging, one_thread, pack, pack_places, unpack
 from pelton.runner.graphs import graph_sizes
 
 
@@ -49,6 +50,23 @@ def test_signal_comes_after_the_jobs_before_it():
     assert done[-1] == "later"
     with pytest.raises(RuntimeError, match="closed"):
         queue.submit(lambda: None)
+
+
+def test_a_call_returns_or_raises_what_the_job_does():
+    queue, threads = CpuQueue(1), []
+    queue.submit(lambda: threads.append(threading.current_thread()))
+    assert queue.call(lambda: (torch.is_inference_mode_enabled(), torch.get_num_threads())) == (True, 1)
+    with pytest.raises(ValueError, match="no weights"):
+        queue.call(lambda: int("no weights"))
+    assert queue.call(threading.current_thread) is threads[0]
+    queue.close()
+
+
+def test_one_thread_for_a_while():
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 100, 256, 500, 1024, 4096])

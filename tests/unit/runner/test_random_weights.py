@@ -1,10 +1,12 @@
 """Made-up weights: every tensor, its own numbers, sizes that keep activations finite."""
 
 import math
+import threading
 
 import pytest
 import torch
 
+import pelton.runner.runner as runner_module
 from pelton.config import ModelConfig
 from pelton.manifest import Limits
 from pelton.models.registry import get_architecture
@@ -62,3 +64,34 @@ def test_activations_stay_finite_and_logits_usable(architecture):
     assert all(math.isfinite(value) for value in output.logprobs[0].logprobs)
     spread = max(output.logprobs[0].logprobs) - min(output.logprobs[0].logprobs)
     assert 0.2 < spread < 10
+
+
+def test_a_cpu_runner_does_all_parallel_work_on_its_own_thread(monkeypatch):
+    """Helpers that another thread's operators leave behind slow every step down where cores are few (CpuQueue)."""
+    seen, load = [], runner_module.load_decoder_class
+
+    def remember(config):
+        decoder_class = load(config)
+
+        def make(*args):
+            seen.append((threading.current_thread().name, torch.get_num_threads()))
+            return decoder_class(*args)
+
+        return make
+
+    monkeypatch.setattr(runner_module, "load_decoder_class", remember)
+    before = torch.get_num_threads()
+    config = make_config()
+    limits = Limits(max_batch_size=1, max_seq_len=64, max_input_len=63, max_num_tokens=64, tokens_per_block=16)
+    Runner.from_weights(config, make_random_weights(config, torch.float32), limits, num_blocks=4, num_threads=3).close()
+    assert seen == [("pelton-runner", 3)]
+    assert torch.get_num_threads() == before
+
+
+def test_a_runner_that_cannot_be_made_leaves_no_thread(monkeypatch):
+    monkeypatch.setattr(runner_module, "load_decoder_class", lambda config: pytest.fail)
+    config = make_config()
+    limits = Limits(max_batch_size=1, max_seq_len=64, max_input_len=63, max_num_tokens=64, tokens_per_block=16)
+    with pytest.raises(TypeError):
+        Runner.from_weights(config, make_random_weights(config, torch.float32), limits, num_blocks=4)
+    assert "pelton-runner" not in {thread.name for thread in threading.enumerate()}

@@ -10,6 +10,7 @@ from pelton.cache.pool import KvPool
 from pelton.kernels.sampling import reference
 from pelton.kernels.sampling.reference import SamplingRow
 from pelton.manifest import EngineLimits
+from pelton.runner.device import CpuQueue
 from pelton.runner.runner import Runner
 from pelton.types import Batch, SamplingParams, SlotInit
 
@@ -56,7 +57,7 @@ def runner(decoder):
 
 def make_runner(decoder):
     pool = KvPool(40, 1, 1, 16, 2, torch.float32)
-    return Runner(decoder, pool, LIMITS, CONFIG, device=torch.device("cpu"), num_threads=1)
+    return Runner(decoder, pool, LIMITS, CONFIG, device=torch.device("cpu"), queue=CpuQueue(num_threads=1))
 
 
 def make_batch(step_id, rows, *, new=(), new_blocks=(), freed=()):
