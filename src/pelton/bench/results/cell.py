@@ -24,7 +24,22 @@ class Window(Record, kw_only=True):
     """Why there is none."""
 
 
-class StageResult(Record, kw_only=True):
+class _HasMetrics:
+    """Asks for metrics by name. No record itself, so that each says where its metrics stand among its fields."""
+
+    __slots__ = ()
+    metrics: dict[str, MetricResult]
+
+    def distribution(self, metric: str) -> Distribution | None:
+        found = self.metrics.get(metric)
+        return None if found is None else found.distribution
+
+    def value(self, metric: str) -> float | None:
+        found = self.metrics.get(metric)
+        return None if found is None else found.value
+
+
+class StageResult(_HasMetrics, Record, kw_only=True):
     """One stage of a piecewise load, over all trials.
 
     Latencies and sizes are those of the requests that began in it. Rates and requests in flight are those of the
@@ -42,16 +57,8 @@ class StageResult(Record, kw_only=True):
     """At any time of the stage."""
     metrics: dict[str, MetricResult]
 
-    def distribution(self, metric: str) -> Distribution | None:
-        found = self.metrics.get(metric)
-        return None if found is None else found.distribution
 
-    def value(self, metric: str) -> float | None:
-        found = self.metrics.get(metric)
-        return None if found is None else found.value
-
-
-class CellResult(Record, kw_only=True):
+class CellResult(_HasMetrics, Record, kw_only=True):
     """One measured combination of load and request shape."""
 
     id: str
@@ -97,11 +104,3 @@ class CellResult(Record, kw_only=True):
     def num_requests(self) -> int | None:
         """Measured requests asked for, over all trials; none where the load goes by time."""
         return None if self.load.num_requests is None else self.load.num_requests * self.num_trials
-
-    def distribution(self, metric: str) -> Distribution | None:
-        found = self.metrics.get(metric)
-        return None if found is None else found.distribution
-
-    def value(self, metric: str) -> float | None:
-        found = self.metrics.get(metric)
-        return None if found is None else found.value

@@ -21,7 +21,7 @@ from pelton.hashing import digest
 from pelton.kernels.integers import ceil_div
 
 _SOURCE = Path(__file__).with_suffix(".cu")
-_STEP = 64
+STEP = 64
 """Elements along K of one step: 128 bytes, what the copy engine swizzles."""
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3}
 _NUM_THREADS = 288
@@ -55,9 +55,9 @@ class ClusterConfig:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block, with room to align it and for rows that the tensor cores only seem to
         read."""
-        ring = self.num_stages * (self.w_rows + self.x_rows) * _STEP * 2
+        ring = self.num_stages * (self.w_rows + self.x_rows) * STEP * 2
         sums = self.x_rows * (self.w_rows + 32) * 4
-        return 1024 + max(ring + max(0, 64 - self.x_rows) * _STEP * 2, sums)
+        return 1024 + max(ring + max(0, 64 - self.x_rows) * STEP * 2, sums)
 
     @property
     def blocks_per_sm(self) -> int:
@@ -82,8 +82,8 @@ def fitting(num_weight_rows: int, x_rows: int, *, num_splits: int = 1, blocks_pe
     if width > 256 or x_rows * width > 256 * 128:
         return None
     num_at_once = blocks_per_sm if x_rows * width <= _MAX_SMALL_TILE else 1
-    room = _MULTIPROCESSOR_BYTES // num_at_once - _BLOCK_BYTES - 1024 - max(0, 64 - x_rows) * _STEP * 2
-    config = ClusterConfig(x_rows, width, min(max_stages, room // ((width + x_rows) * _STEP * 2)), num_splits)
+    room = _MULTIPROCESSOR_BYTES // num_at_once - _BLOCK_BYTES - 1024 - max(0, 64 - x_rows) * STEP * 2
+    config = ClusterConfig(x_rows, width, min(max_stages, room // ((width + x_rows) * STEP * 2)), num_splits)
     return config if config.shared_bytes <= _MULTIPROCESSOR_BYTES else None
 
 
@@ -164,12 +164,11 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None, resi
     kernel = _kernel(Variant(config, act, bias is not None, residual is not None, out.dtype == torch.float32, is_half),
                      device)
     tile_outputs = config.w_rows // (2 if act is not None else 1)
-    w_map = _weight_map(weight.data_ptr(), *weight.shape, act is not None, config.w_rows, is_half,
-                        device)
-    x_map = _matrix_map(x.data_ptr(), num_rows, k_size, config.x_rows, is_half, device)
+    w_map = _weight_map(weight.data_ptr(), *weight.shape, act is not None, config.w_rows, is_half)
+    x_map = _matrix_map(x.data_ptr(), num_rows, k_size, config.x_rows, is_half)
     kernel.launch(ceil_div(num_outputs, tile_outputs), num_rows, triton_driver.active.get_current_stream(device),
                   w_map, x_map, _address(bias), _address(residual), _address(out), ctypes.c_int(num_rows),
-                  ctypes.c_int(num_outputs), ctypes.c_int(ceil_div(k_size, _STEP)))
+                  ctypes.c_int(num_outputs), ctypes.c_int(ceil_div(k_size, STEP)))
 
 
 @functools.cache
@@ -246,20 +245,19 @@ def _launch_config(config: ClusterConfig, grid: tuple[int, int]) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _matrix_map(address: int, num_rows: int, num_columns: int, box_rows: int, is_half: bool, device: int) -> Any:
+def _matrix_map(address: int, num_rows: int, num_columns: int, box_rows: int, is_half: bool) -> Any:
     """How the copy engine reads a row-major matrix: boxes of `box_rows` rows of one step; zeros past its end."""
-    return _tensor_map(address, (num_columns, num_rows), (2 * num_columns,), (_STEP, box_rows), is_half)
+    return _tensor_map(address, (num_columns, num_rows), (2 * num_columns,), (STEP, box_rows), is_half)
 
 
 @functools.lru_cache(maxsize=4096)
-def _weight_map(address: int, num_rows: int, num_columns: int, is_gated: bool, box_rows: int, is_half: bool,
-                device: int) -> Any:
+def _weight_map(address: int, num_rows: int, num_columns: int, is_gated: bool, box_rows: int, is_half: bool) -> Any:
     """The same of a weight; of a gated one eight gates, then the eight rows that they gate, and so on."""
     if not is_gated:
-        return _matrix_map(address, num_rows, num_columns, box_rows, is_half, device)
+        return _matrix_map(address, num_rows, num_columns, box_rows, is_half)
     row = 2 * num_columns
     return _tensor_map(address, (num_columns, 8, 2, num_rows // 16), (row, row * (num_rows // 2), row * 8),
-                       (_STEP, 8, 2, box_rows // 16), is_half)
+                       (STEP, 8, 2, box_rows // 16), is_half)
 
 
 def _tensor_map(address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pelton.kernels.activation.triton import act_mul
 from pelton.kernels.gpu_features import gpu_features
+from pelton.kernels.integers import ceil_div
 from pelton.kernels.linear import cluster, stream, tiles, vector
 from pelton.kernels.linear.choices import LIBRARY, Choice, Choices, Measurement, Shape
 from pelton.kernels.linear.prologue import Norm
@@ -116,11 +117,14 @@ def _can_stream(x: Tensor, weight: GpuWeight) -> bool:
 
 def _can_cluster(config: cluster.ClusterConfig, x: Tensor, weight: GpuWeight, bias: Tensor | None, act: str | None,
                  residual: Tensor | None, out_dtype: torch.dtype | None) -> bool:
-    """As for the stream; and eights of outputs, all of one type but for a result in float32."""
+    """As for the stream; and eights of outputs, bias and residual read 8 bytes at a time, one type but for the result.
+    """
     num_outputs = weight.data.shape[0] // (2 if act is not None else 1)
     return (_can_stream(x, weight) and cluster.is_available() and num_outputs % 8 == 0
-            and config.num_splits <= (x.shape[1] + 63) // 64 and (act is None or config.num_splits == 1)
-            and all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias, residual))
+            and config.num_splits <= ceil_div(x.shape[1], cluster.STEP) and (act is None or config.num_splits == 1)
+            and weight.dtype == x.dtype
+            and all(tensor is None or (tensor.dtype == x.dtype and tensor.data_ptr() % 8 == 0)
+                    for tensor in (bias, residual))
             and out_dtype in (None, x.dtype, torch.float32))
 
 
