@@ -83,8 +83,13 @@ def print_json(record: dict[str, Any], output: str | None = None) -> None:
     """The result as one line on standard output, and indented in a file when one is named."""
     print(json.dumps(record), flush=True)
     if output:
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.rename(path)
+        write_json(record, output)
+
+
+def write_json(record: dict[str, Any], output: str) -> None:
+    """The result indented in a file, whole or not at all."""
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.rename(path)

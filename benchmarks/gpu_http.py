@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import json
 import statistics
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,23 @@ class Bench:
         if torch.cuda.is_available():
             self.roofline = Roofline(model=self.config, hardware=find_hardware(torch.cuda.get_device_name()))
 
-    def measure(self, parts: list[str]) -> Iterator[dict[str, Any]]:
-        """The records of the parts asked for, of which at least one is ours."""
-        if "ttft" in parts or "streams" in parts:
-            arguments = [str(self.shape), "--random-weights", "--no-enable-block-reuse", "--max-batch-size",
-                         str(self.options.streams), "--max-seq-len", "16384", *self.options.serve_options.split()]
-            with serving(arguments) as (url, _):
-                if "ttft" in parts:
-                    yield from self.ttft(url)
-                if "streams" in parts:
-                    http = self.best_streams(url)
+    def measurements(self, parts: list[str]) -> list[Callable[[], Iterator[dict[str, Any]]]]:
+        """What makes the records of the parts asked for; any of them may fail without the others."""
+        served = [part for part in ("ttft", "streams") if part in parts]
+        measured = [functools.partial(self.served, served)] if served else []
+        return [*measured, functools.partial(start, self.options)] if "start" in parts else measured
+
+    def served(self, parts: list[str]) -> Iterator[dict[str, Any]]:
+        """One server for both parts, then the same requests without HTTP."""
+        arguments = [str(self.shape), "--random-weights", "--no-enable-block-reuse", "--max-batch-size",
+                     str(self.options.streams), "--max-seq-len", "16384", *self.options.serve_options.split()]
+        with serving(arguments) as (url, _):
+            if "ttft" in parts:
+                yield from self.ttft(url)
             if "streams" in parts:
-                yield self.streams(http, self.offline())
-        if "start" in parts:
-            yield from start(self.options)
+                http = self.best_streams(url)
+        if "streams" in parts:
+            yield self.streams(http, self.offline())
 
     def load(self, url: str, **options: int) -> dict[str, Any]:
         """What one closed loop saw; see http_load.py."""

@@ -9,7 +9,8 @@ batch x 128 / (t(129 output tokens) - t(1 output token)) with prompts of 128 tok
 
 Over HTTP: ttft, streams and start, see gpu_http.py. They come first, as a server wants the GPU to itself.
 
-Prints one JSON line; gpu_records.py says what a record is.
+Prints one JSON line; gpu_records.py says what a record is. A part that fails leaves the others' records, and the file
+holds at any time what there is.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gpu_http
 import torch
-from common import environment, print_json
+from common import environment, print_json, write_json
 from gpu_records import make_record
 
 from pelton.build.limits import resolve_limits
@@ -107,18 +110,44 @@ class Bench:
                 "ready_s": self.ready_s}
 
 
-def measure_engines(parts: list[str], options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The records of this process's parts, and the memory of each model."""
-    records, memory = [], {}
-    for name in options.models.split(","):
+class Results:
+    """Records as they are made, so that what fails later takes none of them along."""
+
+    def __init__(self, output: str | None):
+        self._output = output
+        self._records: list[dict[str, Any]] = []
+        self._memory: dict[str, dict[str, float]] = {}
+        self.failures: list[str] = []
+
+    def measure(self, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """Takes what the function yields until it fails."""
+        try:
+            for record in records():
+                print(f"{record['name']}: {record['value']:g} {record['unit']}", file=sys.stderr, flush=True)
+                self._records.append(record)
+                if self._output:
+                    write_json(self._content(), self._output)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def measure_engine(self, name: str, parts: list[str], options: argparse.Namespace) -> None:
+        """This process's parts of one model, and its memory."""
         bench = Bench(name, options)
         with bench.executor:
             for part in parts:
-                records += getattr(bench, part)()
-            memory[name] = bench.memory()
+                self.measure(getattr(bench, part))
+            self._memory[name] = bench.memory()
         del bench
         torch.cuda.empty_cache()
-    return records, memory
+
+    def print(self) -> None:
+        print_json(self._content(), self._output)
+
+    def _content(self) -> dict[str, Any]:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return {"benchmark": "gpu_serve", "gpu": gpu, "records": self._records, "memory": self._memory,
+                "failures": self.failures, "environment": environment()}
 
 
 def main() -> None:
@@ -138,13 +167,15 @@ def main() -> None:
     asked = options.only.split(",")
     if unknown := set(asked) - set(ALL_PARTS):
         parser.error(f"--only: {unknown.pop()!r} is none of {', '.join(ALL_PARTS)}")
-    records, memory = list(gpu_http.Bench(options).measure(asked)), {}
+    results = Results(options.output)
+    for measurement in gpu_http.Bench(options).measurements(asked):
+        results.measure(measurement)
     if here := [part for part in PARTS if part in asked]:
-        more, memory = measure_engines(here, options)
-        records += more
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    print_json({"benchmark": "gpu_serve", "gpu": gpu, "records": records, "memory": memory,
-                "environment": environment()}, options.output)
+        for name in options.models.split(","):
+            results.measure_engine(name, here, options)
+    results.print()
+    if results.failures:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
