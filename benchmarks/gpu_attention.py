@@ -10,7 +10,8 @@ On compute capability 9.0 prefill is timed twice: with the kernel made for it an
 
 `short` is decode as a step has it, where attention takes little longer than a launch: between the library's products of
 32 layers, each with weights and a cache of its own, so that nothing is found in the L2 cache that would not be there.
-The same chain without attention is taken off.
+The same chain without attention is taken off. Besides the launch as chosen it times one whose programs are only as many
+as run at once, and one that starts when the kernel before it has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from common import environment, print_json
 from pelton.kernels.attention import triton as attention
 from pelton.kernels.attention.hopper_prefill import HopperConfig
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.gpu_features import gpu_features
 from pelton.kernels.rotary import triton as rotary
 
 LLAMA, QWEN = (32, 8, 128), (28, 4, 128)
@@ -192,10 +194,17 @@ def run(problem: Problem) -> list[dict[str, Any]]:
 
 
 def run_short(problem: Problem) -> list[dict[str, Any]]:
-    """The table's line of a problem in a step."""
+    """The table's lines of a problem in a step: the launch as chosen and with each part of it left out."""
     bench = StepBench(problem)
-    plan = attention.plan(bench.meta, bench.pool, num_heads=problem.heads[0], window=None)
-    return [_record(problem, "", bench.measure_step(plan) - bench.measure_step(None))]
+    shape = attention.Shape.of(bench.pool, problem.heads[0])
+    chosen = attention.decode_config_for(shape, gpu_features(bench.pool.device), len(problem.rows))
+    rest = bench.measure_step(None)
+    records = []
+    for kernel, config in {"chosen": chosen, "no hand-out": replace(chosen, hands_out=False),
+                           "late": replace(chosen, starts_early=False)}.items():
+        plan = attention.plan(bench.meta, bench.pool, num_heads=problem.heads[0], window=None, decode_config=config)
+        records.append(_record(problem, kernel, bench.measure_step(plan) - rest))
+    return records
 
 
 def _record(problem: Problem, kernel: str, seconds: float) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def _record(problem: Problem, kernel: str, seconds: float) -> dict[str, Any]:
               "limit": limit / 1e12, "share": round(rate / limit, 3)}
     if kernel:
         record["kernel"] = kernel
-    print(f"{problem.name:36} {kernel:6} {record['us']:10.2f} us {record['value']:9.3f} {unit:8} "
+    print(f"{problem.name:36} {kernel:11} {record['us']:10.2f} us {record['value']:9.3f} {unit:8} "
           f"{record['share']:6.1%}", flush=True)
     return record
 

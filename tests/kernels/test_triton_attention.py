@@ -73,14 +73,16 @@ def test_window_reads_no_older_blocks(window):
     assert relative_error(got, want) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("hands_out", [False, True])
 @pytest.mark.parametrize("segment_cost", [1, 3])
 @pytest.mark.parametrize("programs_per_processor", [1, 4])
 @pytest.mark.parametrize("slack", [0, 20])
-def test_shares_of_any_size(segment_cost, programs_per_processor, slack):
+@pytest.mark.parametrize("lens", [(100, 0, 15, 260, 31), (40, 50, 60, 33, 47, 63, 64)], ids=["uneven", "short"])
+def test_shares_of_any_size(lens, hands_out, segment_cost, programs_per_processor, slack):
     """However the line of tiles is cut, every piece is counted once."""
-    config = dataclasses.replace(DECODE, tile=16, segment_cost=segment_cost,
+    config = dataclasses.replace(DECODE, tile=16, segment_cost=segment_cost, hands_out=hands_out,
                                  programs_per_processor=programs_per_processor, slack=slack)
-    check(Case([(n, 1) for n in (100, 0, 15, 260, 31)], heads=(4, 2, 16), device=DEVICE), decode_config=config)
+    check(Case([(n, 1) for n in lens], heads=(4, 2, 16), device=DEVICE), decode_config=config)
 
 
 def test_the_workspace_is_shared_and_left_clean():

@@ -25,10 +25,10 @@ from pelton.kernels.integers import next_power_of_2
 from pelton.kernels.launch import launch
 
 _MAX_PROGRAMS_PER_PROCESSOR = 4
-_DEPENDENT_ROWS = range(2, 33)
-"""Rows with which decode starts, and lets the product after it start, early. It does not pay before the library's
-products, which do not start early. The product of one row reads through the cache whose room the tiles in shared memory
-take: multiprocessors that are never empty in between keep it that small, and steps of one row took 13 % longer."""
+_LEAST_EARLY_ROWS = 2
+"""Rows from which decode starts, and lets the product after it start, early. The product of one row reads through the
+cache whose room the tiles in shared memory take: multiprocessors that are never empty in between keep it that small,
+and steps of one row took 13 % longer."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,17 @@ class DecodeConfig:
     num_stages: int
     """Depth of the pipeline of tiles on their way from memory."""
     programs_per_processor: int
+    """How many run at once."""
     segment_cost: int = 1
     """What the start and end of one (row, head) cost, in tiles."""
     slack: int = 8
     """How many tiles longer a share may be for every program to serve one (row, head) alone."""
+    hands_out: bool = True
+    """Whether there are more programs than run at once where there are more (row, head)."""
+    starts_early: bool = True
+    """Whether it may start before the kernel before it has ended, from _LEAST_EARLY_ROWS on."""
+    max_registers: int | None = None
+    """Per thread, where it is to fit more programs than the compiler would have."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +225,9 @@ def cut_tiles(query_lens: list[int], seq_lens: list[int], num_decodes: int, quer
 def _plan_decode(meta: AttentionMetadata, shape: Shape, window: int, config: DecodeConfig) -> DecodePlan:
     device, num_rows = meta.seq_lens.device, meta.num_decodes
     assert config.programs_per_processor <= _MAX_PROGRAMS_PER_PROCESSOR
-    num_programs = config.programs_per_processor * gpu_features(device).num_processors
-    sizes = {"sums": 2 * num_programs * shape.group * shape.head_dim, "stats": 4 * num_programs * shape.group,
+    num_resident = config.programs_per_processor * gpu_features(device).num_processors
+    num_programs = max(num_resident, num_rows * shape.num_kv_heads) if config.hands_out else num_resident
+    sizes = {"sums": 2 * num_resident * shape.group * shape.head_dim, "stats": 4 * num_resident * shape.group,
              "counters": num_rows * shape.num_kv_heads}
     words = sum(sizes.values())
     workspace = meta.workspace
@@ -230,9 +238,13 @@ def _plan_decode(meta: AttentionMetadata, shape: Shape, window: int, config: Dec
     work = torch.empty(num_programs, WORK_WIDTH, dtype=torch.int32, device=device)
     decode = DecodePlan(num_rows, config, work, parts[2].view(torch.int32), parts[0], parts[1])
     launch(
-        assign_kernel, (num_programs,), meta.seq_lens, work, decode.counters, num_rows, num_programs, config.slack,
-        NUM_KV_HEADS=shape.num_kv_heads, TILE=config.tile, WINDOW=window, SEGMENT_COST=config.segment_cost,
+        assign_kernel, (num_programs,), meta.seq_lens, meta.block_tables, work, meta.block_tables.stride(0), num_rows,
+        num_programs, num_resident, config.slack, NUM_KV_HEADS=shape.num_kv_heads,
+        TOKENS_PER_BLOCK=shape.tokens_per_block, TILE=config.tile, WINDOW=window, SEGMENT_COST=config.segment_cost,
         num_warps=4)
+    # Decode may start before the kernel before it has ended and reads its share then. A fill does not start early, so
+    # what follows it finds the shares written.
+    decode.counters.zero_()
     return decode
 
 
@@ -264,8 +276,11 @@ def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape,
 def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, decode: DecodePlan, scale: float,
                    softcap: float | None) -> None:
     meta, shape, config = plan.meta, plan.shape, decode.config
-    is_dependent = gpu_features(q.device).can_launch_early and decode.num_rows in _DEPENDENT_ROWS
-    options = {"launch_pdl": True} if is_dependent else {}
+    is_dependent = gpu_features(q.device).can_launch_early and config.starts_early \
+        and decode.num_rows >= _LEAST_EARLY_ROWS
+    options: dict[str, int] = {"launch_pdl": True} if is_dependent else {}
+    if config.max_registers is not None:
+        options["maxnreg"] = config.max_registers
     runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
     launch(
         decode_kernel, (decode.work.shape[0],),

@@ -2,10 +2,15 @@
 
 Lengths are known to the device alone, so one small kernel per step (`assign`) lays all (row, kv head, tile of keys) in
 one line and cuts it into equal shares, one per program of a grid that fills the GPU once, as in stream-K (Osama et al.
-2023), or, where that costs little, into shares of one (row, head) each. A long row beside many short ones is thus
+2023), or, where that costs little, into shares of one (row, head) each. Many short (row, head) are not cut at all: each
+has a program of its own, and the hardware starts programs as others end. A long row beside many short ones is thus
 spread over the whole GPU, and nothing depends on the host knowing a length. Where a share ends within a (row, head),
 its programs leave partial sums in the workspace, and the last of them to finish adds them up, in the order of the keys:
 the result does not depend on who was last.
+
+Between two layers more is read than the L2 cache holds, so a program's share, lengths and block tables would come from
+memory, one after another, before its first keys could be asked for. They are marked to be kept there, and a share
+names the first blocks itself.
 """
 
 from __future__ import annotations
@@ -17,8 +22,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from pelton.kernels.attention.triton_pages import LOWEST, accumulate, score_factor, scores_of, tile_blocks, tile_offsets
 
 WORK_WIDTH = 8
-"""int32 per program: row, kv head, unit within them to begin at, units to do (negated: of this one alone), and the
-row's length; the rest is not used."""
+"""int32 per program: row, kv head, unit within them to begin at, units to do (negated: of this one alone), the row's
+length, the blocks of the first two tiles, and the next row's length."""
 _ROW_CHUNK = tl.constexpr(1024)
 _LEAST_SHARE = tl.constexpr(0.5)
 """A (row, head) of n tiles is cut into pieces of no less than this times √n: a tile in sequence costs some 0.5 µs and a
@@ -61,15 +66,20 @@ def _whole_share(tiles, num_programs, min_share, limit, NUM_KV_HEADS: tl.constex
     return low
 
 
-@triton.jit(do_not_specialize=["seq_lens", "counters", "num_rows", "num_programs", "slack"])
-def assign_kernel(seq_lens, work, counters, num_rows, num_programs, slack,
-                  NUM_KV_HEADS: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SEGMENT_COST: tl.constexpr):
+@triton.jit(do_not_specialize=["seq_lens", "tables", "work", "table_stride", "num_rows", "num_programs",
+                               "num_resident", "slack"])
+def assign_kernel(seq_lens, tables, work, table_stride, num_rows, num_programs, num_resident, slack,
+                  NUM_KV_HEADS: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr,
+                  WINDOW: tl.constexpr, SEGMENT_COST: tl.constexpr):
     """Where each program of `decode_kernel` begins. One program per program.
+
+    Of num_programs programs, num_resident fill the GPU once, and only these have work unless every (row, head) gets a
+    program of its own: where there are more of them than num_resident and none is longer than an equal share.
 
     A unit is one tile of one (row, head). Where that takes at most `slack` tiles longer, programs get whole shares of a
     single (row, head), and the share is written as a negative number: starting another costs a round of latencies, and
     a short (row, head) in one program needs no adding up. Otherwise each (row, head) counts SEGMENT_COST units more for
-    its start and end, and shares run on from one to the next. Zeroes the counters of (row, head) too.
+    its start and end, and shares run on from one to the next.
     """
     program = tl.program_id(0)
     lanes = tl.arange(0, _ROW_CHUNK)
@@ -82,17 +92,23 @@ def assign_kernel(seq_lens, work, counters, num_rows, num_programs, slack,
         longest = tl.maximum(longest, tl.max(tiles, 0))
         total += tl.sum(tl.where(rows < num_rows, (tiles + SEGMENT_COST) * NUM_KV_HEADS, 0), 0)
     min_share = tl.maximum((tl.sqrt(longest.to(tl.float32)) * _LEAST_SHARE + 0.5).to(tl.int32), 1)
-    share = tl.maximum((total + num_programs - 1) // num_programs, min_share)
+    share = tl.maximum((total + num_resident - 1) // num_resident, min_share)
     cost = share * 0 + SEGMENT_COST
-    if (num_rows * NUM_KV_HEADS <= num_programs) & (num_rows <= _ROW_CHUNK):
+    num_working = num_resident
+    num_segments = num_rows * NUM_KV_HEADS
+    if (num_segments > num_resident) & (num_segments <= num_programs) & (longest <= share):
+        share = longest
+        cost = cost * 0
+        num_working = num_programs
+    if (num_segments <= num_resident) & (num_rows <= _ROW_CHUNK):
         lens = tl.load(seq_lens + lanes, mask=lanes < num_rows, other=0)
         _, tiles = _tiles_of(lens, TILE, WINDOW)
         limit = share + slack + 1
-        whole = _whole_share(tl.where(lanes < num_rows, tiles, 0), num_programs, min_share, limit, NUM_KV_HEADS)
+        whole = _whole_share(tl.where(lanes < num_rows, tiles, 0), num_resident, min_share, limit, NUM_KV_HEADS)
         if whole < limit:
             share = whole
             cost = cost * 0
-    begin = program * share
+    begin = tl.minimum(program, num_working) * share
     row = 0
     row_begin = 0
     before = 0
@@ -107,15 +123,20 @@ def assign_kernel(seq_lens, work, counters, num_rows, num_programs, slack,
         before = tl.max(ends, 0)
     entry = work + program * 8
     seq_len = tl.load(seq_lens + row, mask=row < num_rows, other=0)
-    _, tiles = _tiles_of(seq_len, TILE, WINDOW)
+    first_tile, tiles = _tiles_of(seq_len, TILE, WINDOW)
     units = _units_of(tiles, share, cost)
-    tl.store(entry, row)
+    skipped = (begin - row_begin) % units
+    tl.store(entry, tl.where(program < num_working, row, num_rows))
     tl.store(entry + 1, (begin - row_begin) // units)
-    tl.store(entry + 2, (begin - row_begin) % units)
+    tl.store(entry + 2, skipped)
     tl.store(entry + 3, tl.where(cost > 0, share, -share))
     tl.store(entry + 4, seq_len)
-    for start in range(program * _ROW_CHUNK, num_rows * NUM_KV_HEADS, num_programs * _ROW_CHUNK):
-        tl.store(counters + start + lanes, 0, mask=start + lanes < num_rows * NUM_KV_HEADS)
+    if TILE <= TOKENS_PER_BLOCK:
+        table = tables + row.to(tl.int64) * table_stride
+        tile = first_tile + tl.maximum(skipped - cost, 0)
+        tl.store(entry + 5, tile_blocks(table, tile, seq_len, TOKENS_PER_BLOCK, TILE))
+        tl.store(entry + 6, tile_blocks(table, tile + 1, seq_len, TOKENS_PER_BLOCK, TILE))
+    tl.store(entry + 7, tl.load(seq_lens + row + 1, mask=row + 1 < num_rows, other=0))
 
 
 @triton.jit(do_not_specialize=["work", "seq_lens", "tables", "counters", "heads_per_token", "table_stride",
@@ -140,13 +161,14 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
     """
     if IS_DEPENDENT:
         gdc_launch_dependents()
-        gdc_wait()  # before anything is read or written: what came before may still be using it
     program = tl.program_id(0)
-    row = tl.load(work + program * 8)
-    head = tl.load(work + program * 8 + 1)
-    skipped = tl.load(work + program * 8 + 2)
-    signed_share = tl.load(work + program * 8 + 3)
-    seq_len = tl.load(work + program * 8 + 4)
+    entry = work + program * 8
+    row = tl.load(entry, eviction_policy="evict_last")
+    head = tl.load(entry + 1, eviction_policy="evict_last")
+    skipped = tl.load(entry + 2, eviction_policy="evict_last")
+    signed_share = tl.load(entry + 3, eviction_policy="evict_last")
+    seq_len = tl.load(entry + 4, eviction_policy="evict_last")
+    after_len = tl.load(entry + 7, eviction_policy="evict_last")
     share = tl.abs(signed_share)
     cost = tl.where(signed_share < 0, 0, SEGMENT_COST)
     unit = program * share
@@ -154,18 +176,33 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
     group = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, DIM_PAD)
     is_query = (group[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+    if TILE <= TOKENS_PER_BLOCK:
+        blocks = tl.load(entry + 5, eviction_policy="evict_last")
+        after_blocks = tl.load(entry + 6, eviction_policy="evict_last")
+    else:
+        blocks, after_blocks = _first_blocks(tables, table_stride, row, seq_len, tl.maximum(skipped - cost, 0),
+                                             TOKENS_PER_BLOCK, TILE, WINDOW)
+    if IS_DEPENDENT:
+        gdc_wait()  # before anything else is read or written: what came before may still be using it
     while (row < num_rows) & (unit < stop):
         first_tile, num_tiles = _tiles_of(seq_len, TILE, WINDOW)
         segment = unit - skipped  # where this (row, head) begins on the line of units
         begin = tl.maximum(skipped - cost, 0)
         end = tl.minimum(stop - segment - cost, num_tiles)
+        # The next (row, head) is looked up before this one's tiles are waited for.
+        is_past = head + 1 == NUM_KV_HEADS
+        next_row = row + is_past.to(tl.int32)
+        next_len = tl.where(is_past, after_len, seq_len)
+        after_len = tl.load(seq_lens + next_row + 1, mask=next_row + 1 < num_rows, other=0,
+                            eviction_policy="evict_last")
+        next_blocks, next_after = _first_blocks(tables, table_stride, next_row, next_len, 0, TOKENS_PER_BLOCK, TILE,
+                                                WINDOW)
         if end > begin:
-            queries = row.to(tl.int64) * heads_per_token + head * GROUP + group
-            q = tl.load(q_ptr + queries[:, None] * HEAD_DIM + dims[None, :], mask=is_query, other=0.0)
+            queries = q_ptr + (row.to(tl.int64) * heads_per_token + head * GROUP + group[:, None]) * HEAD_DIM
             acc, largest, total = _attend_tiles(
-                q, pool, tables, table_stride, row, seq_len, first_tile + begin, first_tile + end, first_run + head,
-                runs_per_block, scale, softcap, NUM_KV_HEADS, GROUP_PAD, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE,
-                WINDOW, HAS_SOFTCAP, STAGES)
+                queries + dims[None, :], is_query, pool, blocks, after_blocks, tables, table_stride, row, seq_len,
+                first_tile + begin, first_tile + end, first_run + head, runs_per_block, scale, softcap, NUM_KV_HEADS,
+                GROUP_PAD, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE, WINDOW, HAS_SOFTCAP, STAGES)
             if (begin == 0) & (end == num_tiles):
                 _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS, GROUP, HEAD_DIM)
             else:
@@ -183,11 +220,18 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
                     tl.store(counter, 0)
         unit = segment + _units_of(num_tiles, share, cost)
         skipped = unit * 0
-        head += 1
-        if head == NUM_KV_HEADS:
-            head = head * 0
-            row += 1
-            seq_len = tl.load(seq_lens + row, mask=row < num_rows, other=0)
+        head = tl.where(is_past, 0, head + 1)
+        row, seq_len, blocks, after_blocks = next_row, next_len, next_blocks, next_after
+
+
+@triton.jit
+def _first_blocks(tables, table_stride, row, seq_len, begin, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr,
+                  WINDOW: tl.constexpr):
+    """Blocks of tiles begin and begin + 1 of those that a row's query sees."""
+    first_tile, _ = _tiles_of(seq_len, TILE, WINDOW)
+    table = tables + row.to(tl.int64) * table_stride
+    return tile_blocks(table, first_tile + begin, seq_len, TOKENS_PER_BLOCK, TILE), \
+        tile_blocks(table, first_tile + begin + 1, seq_len, TOKENS_PER_BLOCK, TILE)
 
 
 @triton.jit
@@ -201,18 +245,22 @@ def _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS: tl.constexpr, 
 
 
 @triton.jit
-def _attend_tiles(q, pool, tables, table_stride, row, seq_len, begin, end, run, runs_per_block, scale, softcap,
-                  NUM_KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-                  TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                  STAGES: tl.constexpr):
-    """q [GROUP_PAD, DIM_PAD] over tiles [begin, end) of a row's keys."""
+def _attend_tiles(queries, is_query, pool, blocks, after_blocks, tables, table_stride, row, seq_len, begin, end, run,
+                  runs_per_block, scale, softcap, NUM_KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
+                  HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr,
+                  WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, STAGES: tl.constexpr):
+    """Queries at `queries` [GROUP_PAD, DIM_PAD] over tiles [begin, end) of a row's keys.
+
+    Args:
+        blocks, after_blocks: of `tile_blocks`, for tiles begin and begin + 1.
+    """
     dims = tl.arange(0, DIM_PAD)
     tokens = tl.arange(0, TILE)
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     largest = tl.full([GROUP_PAD], LOWEST, tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     table = tables + row.to(tl.int64) * table_stride
-    blocks = tile_blocks(table, begin, seq_len, TOKENS_PER_BLOCK, TILE)
+    q = tl.zeros([GROUP_PAD, DIM_PAD], queries.dtype.element_ty)
     factor = score_factor(scale, softcap, HAS_SOFTCAP)
     for tile in tl.range(begin, end, num_stages=STAGES):
         position = tile * TILE + tokens
@@ -224,10 +272,17 @@ def _attend_tiles(q, pool, tables, table_stride, row, seq_len, begin, end, run, 
         at = pool + tile_offsets(blocks, tile, run, runs_per_block, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE)
         k = tl.load(at, mask=mask, other=0.0)
         v = tl.load(at + NUM_KV_HEADS * TOKENS_PER_BLOCK * HEAD_DIM, mask=mask, other=0.0).to(q.dtype)
+        if tile == begin:  # in the loop, so that the first keys and values are asked for before this is waited for
+            q = tl.load(queries, mask=is_query, other=0.0)
         scores = scores_of(q, k, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
         acc, largest, total = accumulate(scores, factor, v, acc, largest, total)
-        blocks = tile_blocks(table, tile + 1, seq_len, TOKENS_PER_BLOCK, TILE)
+        if TILE <= TOKENS_PER_BLOCK:  # a load that is left out is not waited for
+            after = (tile + 1) * TILE
+            blocks = tl.load(table + after // TOKENS_PER_BLOCK, mask=(tile > begin) & (after < seq_len),
+                             other=after_blocks, eviction_policy="evict_last")
+        else:
+            blocks = tile_blocks(table, tile + 1, seq_len, TOKENS_PER_BLOCK, TILE)
     return acc, largest, total
 
 

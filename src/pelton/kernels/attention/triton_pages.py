@@ -23,10 +23,11 @@ def tile_blocks(table, tile, end, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.const
     turn would take half of the pipeline's stages for the ids.
     """
     if TILE <= TOKENS_PER_BLOCK:
-        return tl.load(table + tile * TILE // TOKENS_PER_BLOCK, mask=tile * TILE < end, other=0)
+        return tl.load(table + tile * TILE // TOKENS_PER_BLOCK, mask=tile * TILE < end, other=0,
+                       eviction_policy="evict_last")
     else:
         token = tile * TILE + tl.arange(0, TILE)
-        return tl.load(table + token // TOKENS_PER_BLOCK, mask=token < end, other=0)
+        return tl.load(table + token // TOKENS_PER_BLOCK, mask=token < end, other=0, eviction_policy="evict_last")
 
 
 @triton.jit
