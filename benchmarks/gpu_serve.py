@@ -54,7 +54,8 @@ class Bench:
         self.config = load_model_config(SHAPES / name)
         build = BuildConfig(max_batch_size=options.max_batch_size, max_seq_len=16384,
                             max_num_tokens=options.max_num_tokens)
-        run = ExecutorConfig(device="cuda", kv_cache_config=KvCacheConfig(enable_block_reuse=False))
+        cache = KvCacheConfig(enable_block_reuse=False, free_memory_fraction=options.free_memory_fraction)
+        run = ExecutorConfig(device="cuda", kv_cache_config=cache)
         began = time.perf_counter()
         self.runner = Runner.from_config(self.config, resolve_limits(build, self.config), run)
         self.ready_s = time.perf_counter() - began
@@ -85,9 +86,12 @@ class Bench:
         for num_in, num_out, num in ((128, 128, self.options.num_short), (1000, 1000, self.options.num_long)):
             if not num:
                 continue
+            before = self.executor.stats().num_preemptions
             rate = num * num_out / self.run(num, num_in, num_out, 1.0)
+            preemptions = self.executor.stats().num_preemptions - before
             limit = num_out / self.roofline.full_load(num_in, num_out, min(num, self.options.max_batch_size)).seconds
-            yield {**self.record(f"offline.{num_in}-{num_out}", rate, "tokens/s", limit), "num_requests": num}
+            yield {**self.record(f"offline.{num_in}-{num_out}", rate, "tokens/s", limit), "num_requests": num,
+                   "num_preemptions": preemptions}
 
     def prefill(self) -> Iterator[dict[str, Any]]:
         num_tokens = 8000
@@ -157,6 +161,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,8,32,64,128,256")
     parser.add_argument("--max-batch-size", type=int, default=256)
     parser.add_argument("--max-num-tokens", type=int, default=8192)
+    parser.add_argument("--free-memory-fraction", type=float, default=0.95,
+                        help="of what weights and activations leave, for the cache; the engine's default is 0.9")
     parser.add_argument("--num-short", type=int, default=4096, help="requests of 128/128")
     parser.add_argument("--num-long", type=int, default=512, help="requests of 1000/1000")
     parser.add_argument("--num-runs", type=int, default=3)
