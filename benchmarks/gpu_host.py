@@ -8,7 +8,8 @@
   without end may have to slow down.
 - launch.N: `Runner.forward` called at numbers of tokens that the process has not run, one after the other, with the GPU
   kept busy for some 30 ms before each. A call that waits for the device takes longer than that; beside each slow one
-  stands what torch asked of the driver meanwhile. The second round has numbers between those of the first. Run it with
+  stands what torch asked of the driver meanwhile, and where the call was how long, looked up every millisecond. The
+  second round has numbers between those of the first; `quick` is the median of the calls that did not wait. Run it with
   CUDA_MODULE_LOADING=EAGER too: what is gone then was a kernel that is loaded when it is first used.
 
 Weights are made up. Prints one JSON line.
@@ -23,7 +24,9 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -41,7 +44,9 @@ from pelton.types import Batch, Request, SamplingParams, SlotInit
 SHAPES = Path(__file__).parent / "shapes"
 NUM_PROMPTS, PAUSE_S = 12, 0.05
 BUSY_CYCLES = 60_000_000
-SLOW_MS = 10.0
+SLOW_MS = 12.0
+LOOK_S = 0.001
+PLACES_SHOWN = 4
 
 
 class Marks:
@@ -96,6 +101,57 @@ class Marks:
             self._events[-1].record()
 
 
+class Watch:
+    """Where the thread that made it is while the block runs, looked up about every millisecond by another thread."""
+
+    def __init__(self):
+        self._caller = threading.get_ident()
+        self._is_on = threading.Event()
+        self._last = 0.0
+        self._ms: Counter[str] = Counter()
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def __enter__(self) -> Watch:
+        self._ms.clear()
+        self._last = time.perf_counter()
+        self._is_on.set()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._is_on.clear()
+
+    def places(self) -> dict[str, float]:
+        """Milliseconds by place, the longest first. A call that keeps the interpreter's lock is charged to the place
+        where it is first seen again."""
+        return {place: round(ms, 1) for place, ms in self._ms.most_common(PLACES_SHOWN)}
+
+    def _run(self) -> None:
+        while self._is_on.wait():
+            frame = sys._current_frames().get(self._caller)
+            now = time.perf_counter()
+            if frame is not None and self._is_on.is_set():
+                self._ms[place_of(frame)] += 1e3 * (now - self._last)
+                self._last = now
+            del frame
+            time.sleep(LOOK_S)
+
+
+def place_of(frame: FrameType) -> str:
+    """The innermost function, and Pelton's line behind it where it is another's."""
+    here = _line(frame)
+    while frame.f_back is not None and "/pelton/" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    ours = _line(frame)
+    return here if ours == here else f"{here}, called at {ours}"
+
+
+def _line(frame: FrameType) -> str:
+    path = frame.f_code.co_filename
+    for root in ("site-packages/", "dist-packages/", "/src/", "benchmarks/"):
+        path = path.rpartition(root)[2]
+    return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
 class Bench:
     """One model with made-up weights."""
 
@@ -132,6 +188,7 @@ class Bench:
         """Both rounds; the executor must be idle, and is not used again."""
         taken = self.runner._slots.is_taken
         self.runner.forget([slot for slot in range(len(taken)) if taken[slot]])
+        self._watch = Watch()
         most = min(self.runner.limits.max_num_tokens, self.runner.limits.max_seq_len - 2, 4096)
         counts = self._draw.sample(range(most // 4 + 1, most), 2 * num_steps)
         return [self._launch_round(f"launch.{title}", part)
@@ -140,10 +197,12 @@ class Bench:
     def _launch_round(self, name: str, counts: list[int]) -> dict[str, Any]:
         steps = {num_tokens: self._launch(num_tokens) for num_tokens in counts}
         times = [step["ms"] for step in steps.values()]
+        quick = [ms for ms in times if ms <= SLOW_MS]
         return {"name": name, "unit": "ms", "num_steps": len(counts), "median": round(statistics.median(times), 2),
-                "max": max(times), "slow": {str(count): step for count, step in steps.items() if step["ms"] > SLOW_MS}}
+                "quick": round(statistics.median(quick), 2) if quick else None, "max": max(times),
+                "slow": {str(count): step for count, step in steps.items() if step["ms"] > SLOW_MS}}
 
-    def _launch(self, num_tokens: int) -> dict[str, float]:
+    def _launch(self, num_tokens: int) -> dict[str, Any]:
         runner, is_gpu = self.runner, self.marks.is_gpu
         num_blocks = num_tokens // runner.limits.tokens_per_block + 1
         init = SlotInit(0, [0] * num_tokens, num_tokens, list(range(num_blocks)), SamplingParams(), 0, ())
@@ -152,14 +211,15 @@ class Bench:
             torch.cuda.synchronize()
             with torch.cuda.stream(runner._queue.stream):
                 torch.cuda._sleep(BUSY_CYCLES)
-        began = time.perf_counter()
-        step = runner.forward(Batch(0, [0], [0], [num_tokens], [True], 0, [init], [], []))
-        ms = 1e3 * (time.perf_counter() - began)
+        with self._watch as watch:
+            began = time.perf_counter()
+            step = runner.forward(Batch(0, [0], [0], [num_tokens], [True], 0, [init], [], []))
+            ms = 1e3 * (time.perf_counter() - began)
         runner.sample(step, None)
         step.result()
         runner.forget([0])
         after = _driver_calls()
-        return {"ms": round(ms, 2), **{name: after[name] - before[name] for name in after}}
+        return {"ms": round(ms, 2), **{name: after[name] - before[name] for name in after}, "where": watch.places()}
 
 
 def _driver_calls() -> dict[str, int]:
@@ -173,7 +233,7 @@ def _driver_calls() -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", nargs="?", default="qwen2.5-7b", help="of benchmarks/shapes, or a folder with config")
-    parser.add_argument("--prompts", default="129,544,914")
+    parser.add_argument("--prompts", default="129,544,914", help="may be empty")
     parser.add_argument("--num-steps", type=int, default=16, help="of each round of launches")
     parser.add_argument("--max-num-tokens", type=int, default=8192)
     parser.add_argument("--output", help="also write the result to this file")
@@ -181,7 +241,7 @@ def main() -> None:
     shape = SHAPES / options.shape
     bench = Bench(shape if shape.exists() else Path(options.shape), options.max_num_tokens)
     records = [{"name": "ready", "unit": "s", "value": round(bench.ready_s, 2)}]
-    for num_tokens in map(int, options.prompts.split(",")):
+    for num_tokens in map(int, filter(None, options.prompts.split(","))):
         records.append(bench.prompt(num_tokens))
         print(records[-1], file=sys.stderr, flush=True)
     records += bench.launches(options.num_steps)
