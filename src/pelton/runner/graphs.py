@@ -8,7 +8,6 @@ are read before the next step is launched.
 from __future__ import annotations
 
 import gc
-from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +21,8 @@ from pelton.kernels.decode_rows.reference import DecodeBuffers
 from pelton.kernels.registry import load_ops
 from pelton.models.rope import is_length_dependent
 from pelton.runner.inputs import DecodeRows, SampledRows
+from pelton.runner.padding import padded, row_sizes
 from pelton.runner.slots import Slots
-
-
-def graph_sizes(max_batch_size: int) -> list[int]:
-    """Padded numbers of rows: close together where a step's time depends on them most, and a bounded number of them."""
-    sizes = [1, 2, 4, *range(8, 33, 8), *range(48, 129, 16), *range(160, 257, 32), *range(320, 513, 64),
-             *range(640, 1025, 128), *range(1536, 4097, 512)]
-    return [size for size in sizes if size < max_batch_size] + [max_batch_size]
 
 
 class DecodeGraphs:
@@ -41,7 +34,7 @@ class DecodeGraphs:
     """
 
     def __init__(self, decoder, pool: KvPool, slots: Slots, max_batch_size: int):
-        self.sizes = graph_sizes(max_batch_size)
+        self.sizes = row_sizes(max_batch_size)
         self._decoder, self._pool, self._slots = decoder, pool, slots
         config, device = decoder.config, slots.device
         self._buffers = DecodeBuffers.empty(max_batch_size, slots.block_tables.shape[1], device)
@@ -72,7 +65,7 @@ class DecodeGraphs:
         slot_index, positions, *rest = self._slots.staging.put(
             *arrays, *(() if rows.rope_lens is None else (rows.rope_lens,)))
         num_rows = len(rows.slots)
-        size = self.sizes[bisect_left(self.sizes, num_rows)]
+        size = padded(num_rows, self.sizes)
         decode_rows.fill(self._buffers, slot_index, positions, self._slots.last_tokens, self._slots.device_tables,
                          num_padded=size, tokens_per_block=self._slots.tokens_per_block)
         if rest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,6 +71,18 @@ class Layout:
     @property
     def num_tokens(self) -> int:
         return len(self.positions)
+
+    def padded(self, num_tokens: int, num_sampled: int) -> Layout:
+        """With tokens that belong to no row and write no keys, num_tokens in all, and `row_index` with num_sampled
+        entries. What comes of the tokens and entries that are added means nothing."""
+        zeros = np.zeros(num_tokens - self.num_tokens, dtype=np.int64)
+        entries = np.zeros(num_sampled - len(self.row_index), dtype=np.int64)
+        return replace(
+            self, row_index=np.concatenate((self.row_index, entries)),
+            positions=np.concatenate((self.positions, zeros)),
+            slot_mapping=np.concatenate((self.slot_mapping, zeros - 1)),
+            known_tokens=np.concatenate((self.known_tokens, zeros)),
+            rope_lens=None if self.rope_lens is None else np.concatenate((self.rope_lens, zeros)))
 
     def sampled(self, slot_index: torch.Tensor, position_index: torch.Tensor) -> SampledRows:
         """The sampled rows, given their slots and positions on the device."""

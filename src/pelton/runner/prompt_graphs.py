@@ -8,7 +8,6 @@ that pad a step have negative slots and write no keys; their hidden states mean 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from pelton.models.rope import is_length_dependent
 from pelton.runner.device import pack, pack_places, unpack
 from pelton.runner.graphs import capture_graph
 from pelton.runner.inputs import Layout, SampledRows
+from pelton.runner.padding import padded, row_sizes, token_sizes
 from pelton.runner.slots import Slots
 
 MAX_TOKENS = 1024
@@ -31,13 +31,6 @@ _LEAST_ROWS = 4
 _MOST_ROWS = 64
 _TOKENS_PER_ROW = 8
 _TABLES = "block_tables"
-
-
-def prompt_graph_sizes(max_num_tokens: int) -> list[int]:
-    """Padded numbers of tokens: an eighth apart at most from 128 on, where every token costs time."""
-    sizes = [*range(16, 257, 16), *range(288, 513, 32), *range(576, MAX_TOKENS + 1, 64)]
-    most = min(max_num_tokens, MAX_TOKENS)
-    return [size for size in sizes if size < most] + [most]
 
 
 def max_rows(size: int) -> int:
@@ -87,7 +80,8 @@ class PromptGraphs:
     """
 
     def __init__(self, decoder: Any, pool: KvPool, slots: Slots, max_num_tokens: int):
-        self.sizes = prompt_graph_sizes(max_num_tokens)
+        self.sizes = token_sizes(min(max_num_tokens, MAX_TOKENS))
+        self._row_sizes = row_sizes(slots.num_slots)
         self._decoder, self._pool, self._slots = decoder, pool, slots
         self._attention = load_ops(slots.device.type).attention
         self._queries_per_tile = self._attention.queries_per_tile(pool.data, decoder.config.num_heads)
@@ -118,7 +112,7 @@ class PromptGraphs:
 
     def replay(self, layout: Layout) -> tuple[torch.Tensor, SampledRows, torch.Tensor]:
         """Runs one step. Returns hidden states [T, D], valid until the next replay of any graph, the sampled rows, and
-        which of the hidden states are theirs, [R] int64."""
+        which of the hidden states are theirs, [R] int64, and some more that mean nothing."""
         size = self._size_of(layout)
         buffers = self._buffers[size]
         buffers.write(self._columns(layout), self._slots.staging)
@@ -129,12 +123,12 @@ class PromptGraphs:
                                out=on_device["token_ids"][decoding])
         self._graphs[size].replay()
         num_sampled = len(layout.sampled_slots)
-        slot_index, position_index, row_index = (
-            on_device[name][:num_sampled] for name in ("slot_index", "position_index", "row_index"))
-        return self._hidden[size][:layout.num_tokens], layout.sampled(slot_index, position_index), row_index
+        sampled = layout.sampled(on_device["slot_index"][:num_sampled], on_device["position_index"][:num_sampled])
+        row_index = on_device["row_index"][:padded(num_sampled, self._row_sizes)]
+        return self._hidden[size][:layout.num_tokens], sampled, row_index
 
     def _size_of(self, layout: Layout) -> int:
-        return self.sizes[bisect_left(self.sizes, layout.num_tokens)]
+        return padded(layout.num_tokens, self.sizes)
 
     def _columns(self, layout: Layout) -> dict[str, np.ndarray]:
         """What a graph reads of a step."""

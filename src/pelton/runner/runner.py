@@ -29,6 +29,7 @@ from pelton.physics import weight_format, weight_memory_bytes
 from pelton.runner.device import CpuQueue, CudaQueue, Signal, make_queue, one_thread
 from pelton.runner.inputs import Layout, PromptRows, SampledRows, decode_rows, lay_out, make_inputs
 from pelton.runner.limits import narrow
+from pelton.runner.padding import padded, row_sizes, token_sizes
 from pelton.runner.sampler import Drawn, Scores, draw, score_prompt
 from pelton.runner.slots import Slots
 from pelton.types import Batch, Masks, StepOutput
@@ -114,6 +115,8 @@ class Runner:
         self._slots = Slots(num_slots=limits.max_batch_size, max_seq_len=limits.max_seq_len,
                             tokens_per_block=limits.tokens_per_block, vocab_size=limits.vocab_size, device=device)
         self._queue = queue or make_queue(device)
+        self._is_padded = device.type == "cuda"
+        self._token_sizes, self._row_sizes = token_sizes(limits.max_num_tokens), row_sizes(limits.max_batch_size)
         self._decode_graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
 
@@ -268,10 +271,11 @@ class Runner:
             return
         layout = lay_out(batch, slots, rope)
         hidden, step.sampled, row_index = self._run_layout(batch, layout)  # [T, D]
-        num_sampled = len(row_index)
+        num_sampled = len(step.sampled.slots)
         if num_sampled:
             is_all = num_sampled == len(hidden)
-            step.logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, row_index))
+            logits = self._decoder.logits(hidden if is_all else hidden.index_select(0, row_index))
+            step.logits = logits[:num_sampled]
         step.prompt_rows = layout.prompt_rows
         for rows in layout.prompt_rows:
             chunk = hidden[rows.first_row:rows.first_row + len(rows.targets)]
@@ -279,12 +283,16 @@ class Runner:
                                                    self._decoder.logits, slots.staging))
 
     def _run_layout(self, batch: Batch, layout: Layout) -> tuple[torch.Tensor, SampledRows, torch.Tensor]:
-        """Hidden states [T, D] of a step with prompts, its sampled rows, and where they are, [R] int64."""
+        """Hidden states [T, D] of a step with prompts, its sampled rows, and where they are, [R] int64. On a GPU there
+        may be more of the states and places, which mean nothing."""
         if self._prompt_graphs is not None and self._prompt_graphs.takes(layout):
             result = self._prompt_graphs.replay(layout)
             self._slots.push(batch)  # the graph does not wait for it: it brings its own tables and tokens
             return result
         self._slots.push(batch)
+        if self._is_padded:
+            layout = layout.padded(padded(layout.num_tokens, self._token_sizes),
+                                   padded(len(layout.row_index), self._row_sizes))
         inputs = make_inputs(layout, self._slots)
         hidden = self._decoder.forward(inputs.token_ids, inputs.positions, self._pool, inputs.meta)
         return hidden, inputs.sampled, inputs.row_index

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from pelton.runner.padding import token_sizes
 from pelton.runner.runner import Runner
 from pelton.types import Batch, SamplingParams, SlotInit
 
@@ -36,7 +37,7 @@ def warm_up(runner: Runner, wait_for_weights: Callable[[], None]) -> None:
         _run(runner, _prompt(runner, num_tokens), _GREEDY)
     for sampling in _SAMPLINGS:
         _run(runner, _mixed(runner, min(most, 8), sampling), sampling)
-    for num_tokens in library_counts(runner.limits.max_num_tokens):
+    for num_tokens in token_sizes(runner.limits.max_num_tokens):
         runner.run_products(num_tokens)
     wait_for_weights()
     runner.capture_graphs()
@@ -52,12 +53,6 @@ def token_counts(most: int) -> list[int]:
         counts |= {power, min(power + 1, most)}
         power *= 2
     return sorted(counts)
-
-
-def library_counts(most: int) -> list[int]:
-    """Numbers of tokens, up to `most`, close enough that a library's choice of a kernel for any number is among its
-    choices for these, or seldom is not: a kernel that is loaded while steps are queued waits for all of them."""
-    return [*range(288, min(most, 1024) + 1, 32), *range(1088, min(most, 4096) + 1, 64), *range(4224, most + 1, 128)]
 
 
 def _run(runner: Runner, batches: Iterator[Batch], sampling: SamplingParams) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pelton.runner.device import CpuQueue, PinnedStaging, make_staging, one_thread, pack, pack_places, unpack
-from pelton.runner.graphs import graph_sizes
 
 
 def test_arrays_of_all_types_survive_packing():
@@ -67,18 +66,6 @@ def test_one_thread_for_a_while():
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 100, 256, 500, 1024, 4096])
-def test_graphs_are_few_and_pad_little(most):
-    sizes = graph_sizes(most)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == most
-    assert len(sizes) <= 40
-    for num_rows in range(1, most + 1):
-        size = next(size for size in sizes if size >= num_rows)
-        assert size - num_rows < max(2, num_rows)
-        assert num_rows < 16 or size < 1.6 * num_rows
 
 
 class Copied:

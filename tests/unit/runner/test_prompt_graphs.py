@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,8 @@ from pelton.models.decoder import Decoder
 from pelton.runner import prompt_graphs
 from pelton.runner.device import HostStaging
 from pelton.runner.inputs import lay_out, make_inputs
-from pelton.runner.prompt_graphs import PromptGraphs, max_rows, prompt_graph_sizes
+from pelton.runner.padding import token_sizes
+from pelton.runner.prompt_graphs import MAX_TOKENS, PromptGraphs, max_rows
 from pelton.runner.random_weights import make_random_weights
 from pelton.runner.slots import Slots
 from pelton.types import Batch, SamplingParams, SlotInit
@@ -98,7 +97,8 @@ def check(parts, batch, rope):
         inputs = make_inputs(layout, slots)
         want = decoder.forward(inputs.token_ids, inputs.positions, pools[1], inputs.meta)
     assert float((got - want).norm() / want.norm()) < 1e-5
-    assert torch.equal(row_index, inputs.row_index)
+    assert len(row_index) >= len(inputs.row_index)
+    assert torch.equal(row_index[:len(inputs.row_index)], inputs.row_index)
     assert torch.equal(sampled.slot_index, inputs.sampled.slot_index)
     assert torch.equal(sampled.position_index, inputs.sampled.position_index)
     torch.testing.assert_close(pools[0].data, pools[1].data, rtol=1e-4, atol=1e-4)  # padding wrote nothing
@@ -149,10 +149,35 @@ def test_steps_that_do_not_fit_are_left(monkeypatch):
 
 
 @pytest.mark.parametrize("most", [1, 16, 24, 256, 1000, 1024, 8192])
-def test_sizes_are_few_and_close(most):
-    sizes = prompt_graph_sizes(most)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == min(most, prompt_graphs.MAX_TOKENS)
-    assert len(sizes) <= 32
-    assert all(after - before <= max(16, before / 8) for before, after in itertools.pairwise(sizes))
+def test_every_size_takes_some_rows(most):
+    sizes = token_sizes(min(most, MAX_TOKENS))
+    assert len(sizes) <= 40
     assert all(max_rows(size) >= 4 for size in sizes)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="slots are on the CPU; tests/gpu runs whole steps")
+@pytest.mark.parametrize("rope", ROPES)
+def test_steps_that_are_padded_without_a_graph_are_those_without_padding(rope, monkeypatch):
+    decoder, slots, pools, _ = make_parts(ROPES[rope], 16, monkeypatch)
+    draw = np.random.default_rng()
+    first = prompts(draw, [20, 3])
+    slots.apply(first)
+    batch = decodes_beside(draw, slots, first, draw.integers(1, 30, 2).tolist())
+    slots.apply(batch)
+    plain = lay_out(batch, slots, ROPES[rope])
+    num_more = int(draw.integers(0, 20))
+    padded = plain.padded(plain.num_tokens + num_more, 8)
+    got = []
+    with torch.inference_mode():
+        for layout, pool in zip((plain, padded), pools, strict=True):
+            inputs = make_inputs(layout, slots)
+            hidden = decoder.forward(inputs.token_ids, inputs.positions, pool, inputs.meta)
+            got.append((hidden, decoder.logits(hidden.index_select(0, inputs.row_index)), inputs))
+    (hidden, logits, want), (padded_hidden, padded_logits, inputs) = got
+    assert padded_hidden.shape[0] == plain.num_tokens + num_more
+    assert padded_logits.shape[0] == 8
+    torch.testing.assert_close(padded_hidden[:plain.num_tokens], hidden, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(padded_logits[:4], logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pools[1].data, pools[0].data, rtol=1e-4, atol=1e-4)  # padding wrote nothing
+    assert torch.equal(inputs.sampled.slot_index, want.sampled.slot_index)
+    assert torch.equal(inputs.sampled.position_index, want.sampled.position_index)

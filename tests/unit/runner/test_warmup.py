@@ -14,9 +14,10 @@ from pelton.kernels.linear import reference
 from pelton.manifest import Limits
 from pelton.models.decoder import Decoder
 from pelton.runner import graphs
+from pelton.runner.padding import token_sizes
 from pelton.runner.random_weights import make_random_weights
 from pelton.runner.runner import Runner, Step
-from pelton.runner.warmup import library_counts, token_counts, warm_up
+from pelton.runner.warmup import token_counts, warm_up
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 64, 8192])
@@ -27,16 +28,6 @@ def test_prompts_reach_both_sides_of_powers_of_two(most):
     for power in (2, 4, 16, 1024):
         if power < most:
             assert {power, power + 1} <= set(counts)
-
-
-@pytest.mark.parametrize("most", [1, 256, 300, 1024, 2000, 8192, 16384])
-def test_products_are_run_at_counts_that_are_close(most):
-    counts = library_counts(most)
-    assert counts == sorted(set(counts))
-    assert all(count <= most for count in counts)
-    assert len(counts) < 180
-    for num_tokens in range(288, most + 1, 7):
-        assert any(num_tokens / 1.12 < count <= num_tokens for count in counts)
 
 
 @pytest.mark.parametrize(("max_batch_size", "max_num_tokens", "max_seq_len"),
@@ -52,14 +43,15 @@ def test_every_step_of_it_runs_and_leaves_nothing(monkeypatch, max_batch_size, m
     runner = Runner.from_weights(config, make_random_weights(config, torch.float32), limits, num_blocks=30)
     done, errors = [], []
     for name in ("run_products", "capture_graphs"):
-        monkeypatch.setattr(runner, name, lambda *args, name=name: done.append(name))
+        monkeypatch.setattr(runner, name, lambda *args, name=name: done.append((name, *args)))
     monkeypatch.setattr(Step, "run", lambda step, job, run=Step.run: (run(step, job), errors.append(step._error)))
-    warm_up(runner, lambda: done.append("weights"))
+    warm_up(runner, lambda: done.append(("weights",)))
     runner.close()
     assert not any(errors)
     assert len(errors) > 50
     assert not runner._slots.is_taken.any()
-    assert done == [*["run_products"] * len(library_counts(max_num_tokens)), "weights", "capture_graphs"]
+    products = [("run_products", size) for size in token_sizes(max_num_tokens)]
+    assert done == [*products, ("weights",), ("capture_graphs",)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
