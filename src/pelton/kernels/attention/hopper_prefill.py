@@ -35,6 +35,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.gpu_features import gpu_features
+from pelton.kernels.launch import launch as launch_kernel
 
 # Triton 3.6 and 3.7 name it differently.
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
@@ -391,7 +392,8 @@ def launch(q: Tensor, pool: Tensor, pool_runs: TensorDescriptor, out: Tensor, la
     num_kv_heads, _, head_dim = pool.shape[3:]
     runs_per_layer = 2 * num_kv_heads
     num_items = tiles.shape[0] * num_kv_heads
-    hopper_prefill_kernel[(min(num_items, gpu_features(q.device).num_processors),)](
+    launch_kernel(
+        hopper_prefill_kernel, (min(num_items, gpu_features(q.device).num_processors),),
         q, pool_runs, out, tiles, meta.query_start, meta.seq_lens, meta.block_tables, num_items,
         q.stride(0) // head_dim, meta.block_tables.stride(0), pool.shape[1] * runs_per_layer, layer * runs_per_layer,
         scale, NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, TILE=_TILE, WINDOW=window,
