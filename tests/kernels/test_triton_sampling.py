@@ -37,7 +37,8 @@ def draw(logits, rows):
     addends = columns.addends(vocab_size)
     sampler.adjust(logits, device_rows, has_penalties=bool(columns.counts),
                    addends=addends and tuple(torch.from_numpy(array).to(DEVICE) for array in addends))
-    tokens = sampler.sample(logits, device_rows, truncates=bool(columns.truncates(vocab_size).any())).cpu()
+    out = torch.empty(num_rows, dtype=torch.int64, pin_memory=DEVICE == "cuda")  # read once the device has got there
+    tokens = sampler.sample(logits, device_rows, truncates=bool(columns.truncates(vocab_size).any()), out=out)
     assert state.last_tokens.cpu()[slots].tolist() == tokens.tolist()
     for row, counts in columns.counts.items():
         counts[tokens[row]] += 2

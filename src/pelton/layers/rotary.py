@@ -35,7 +35,7 @@ class RotaryEmbedding:
                 takes every sequence to stay within the original length.
         """
         inv_freq = self.inv_freq if rope_lens is None else self._frequencies(rope_lens)
-        angles = positions[:, None].float() * inv_freq
+        angles = positions[:, None] * inv_freq  # the product converts, in one pass, to the type of the frequencies
         cos, sin = angles.cos(), angles.sin()
         return (cos, sin) if self.factor == 1.0 else (cos * self.factor, sin * self.factor)
 

@@ -251,15 +251,21 @@ def make_staging(device: torch.device, capacity_bytes: int) -> HostStaging | Pin
     return PinnedStaging(device, capacity_bytes) if device.type == "cuda" else HostStaging()
 
 
-def to_host(tensor: torch.Tensor, *, num_rows: int | None = None) -> torch.Tensor:
-    """A tensor where the host can read it once the stream has got there; on a CPU, itself.
+def page_locked(num_rows: int, dtype: torch.dtype, *, num_rows_kept: int) -> torch.Tensor:
+    """[num_rows] on the host, which kernels can write to. Read it once an event after them has come.
+
+    The allocator does not know of such kernels, so all of them belong on one stream: then memory that is used again is
+    written to later, in order.
 
     Args:
-        num_rows: the most rows there can be: page-locked memory of that size is taken, which the allocator then has
-            ready for the next call.
+        num_rows_kept: the most rows there can be: memory of that size is taken, which the allocator then has ready for
+            the next call.
     """
+    return torch.empty(num_rows_kept, dtype=dtype, pin_memory=True)[:num_rows]
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor where the host can read it once the stream has got there; on a CPU, itself."""
     if tensor.device.type == "cpu":
         return tensor
-    shape = (num_rows or tensor.shape[0], *tensor.shape[1:])
-    host = torch.empty(shape, dtype=tensor.dtype, pin_memory=True)[:tensor.shape[0]]
-    return host.copy_(tensor, non_blocking=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

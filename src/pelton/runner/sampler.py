@@ -10,7 +10,7 @@ import torch
 
 from pelton.kernels.sampling import cpu
 from pelton.kernels.sampling.columns import Columns
-from pelton.runner.device import HostStaging, PinnedStaging, to_host
+from pelton.runner.device import HostStaging, PinnedStaging, page_locked, to_host
 from pelton.runner.inputs import SampledRows
 from pelton.runner.slots import Slots
 from pelton.types import Masks, TokenLogprobs
@@ -86,13 +86,14 @@ def draw(logits: torch.Tensor, slots: Slots, sampled: SampledRows, masks: Masks 
         slots.record(rows, tokens)
         scores = None if raw is None else Scores.of(
             cpu.logprobs(raw, tokens[scored_rows], int(num_logprobs.max())))
-    return Drawn(tokens=to_host(tokens, num_rows=slots.num_slots), scored_rows=scored_rows.tolist(),
-                 num_top=num_logprobs[scored_rows].tolist(), scores=scores)
+    return Drawn(tokens=tokens, scored_rows=scored_rows.tolist(), num_top=num_logprobs[scored_rows].tolist(),
+                 scores=scores)
 
 
 def _draw_on_device(logits: torch.Tensor, slots: Slots, sampled: SampledRows, columns: Columns, scored_rows: np.ndarray,
                     num_top: int) -> tuple[torch.Tensor, Scores | None]:
-    """Tokens [R] on the device, and the scores of the rows that want them."""
+    """Tokens [R] where the host can read them once the device has got there, and the scores of the rows that want
+    them."""
     from pelton.kernels.sampling import triton as sampler
 
     vocab_size = logits.shape[1]
@@ -105,11 +106,15 @@ def _draw_on_device(logits: torch.Tensor, slots: Slots, sampled: SampledRows, co
         addends = columns.addends(vocab_size)
         sampler.adjust(logits, rows, addends=addends and tuple(slots.staging.put(*addends)),
                        has_penalties=columns.has_penalties)
-    tokens = sampler.sample(logits, rows, truncates=bool(columns.truncates(vocab_size).any()))
+    # The last kernel of a draw writes the tokens to the host itself: a copy would cost another 7 us of every step.
+    host = page_locked(len(logits), torch.int64, num_rows_kept=slots.num_slots)
+    truncates = bool(columns.truncates(vocab_size).any())
     if scored is None:
-        return tokens, None
+        return sampler.sample(logits, rows, truncates=truncates, out=host), None
+    tokens = sampler.sample(logits, rows, truncates=truncates)
     chosen = tokens if len(scored_rows) == len(tokens) else tokens[scored]
-    return tokens, Scores.of(sampler.logprobs(raw, index, chosen, num_top)).to_host()
+    scores = Scores.of(sampler.logprobs(raw, index, chosen, num_top)).to_host()
+    return host.copy_(tokens, non_blocking=True), scores
 
 
 def score_prompt(hidden: torch.Tensor, targets: np.ndarray, num_top: int, vocab_size: int,

@@ -44,22 +44,23 @@ class DeviceRows:
     """[slots, V] int32, as in Columns.counts; None where no slot has penalties."""
 
 
-def sample(logits: Tensor, rows: DeviceRows, *, truncates: bool) -> Tensor:
+def sample(logits: Tensor, rows: DeviceRows, *, truncates: bool, out: Tensor | None = None) -> Tensor:
     """Draws one token per row, records it in its slot and counts it where penalties ask.
 
     Args:
         logits: [R, V] float32, adjusted.
         truncates: whether any row has top_k, top_p or min_p.
+        out: [R] int64 for the tokens, on the device or in page-locked memory of the host; none makes one on the device.
 
     Returns:
-        [R] int64.
+        [R] int64, `out` where it is given.
     """
     num_rows, vocab_size = logits.shape
     num_chunks = triton.cdiv(vocab_size, CHUNK)
     chunks = triton.next_power_of_2(num_chunks)
     capacity = window_capacity(vocab_size) if truncates else 0
     stats, best_places = _empty(logits, num_rows, NUM_STATS, num_chunks), _ints(logits, num_rows, num_chunks)
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device) if out is None else out
     parameters = (rows.slots, rows.positions, rows.params, rows.seeds)
     group_maxima = _empty(logits, num_rows, num_chunks, NUM_LANES) if truncates else None
     launch(scan_kernel, (num_rows, num_chunks), logits, *parameters, stats, best_places, group_maxima,
