@@ -166,20 +166,19 @@ def _lay_out_one(batch: Batch, slots: Slots, rope: RopeConfig) -> Layout:
     slot, start, num_tokens, size = batch.slots[0], batch.starts[0], batch.num_tokens[0], slots.tokens_per_block
     stop = start + num_tokens
     _check_row(slots, slot, num_tokens, stop)
-    rows, positions = np.array(batch.slots, dtype=np.int64), np.arange(start, stop)
-    blocks = slots.block_tables[slot, start // size:(stop - 1) // size + 1].astype(np.int64)
-    slot_mapping = (blocks[:, None] * size + slots.block_offsets).reshape(-1)[start % size:start % size + num_tokens]
-    num_sampled = int(batch.is_sampled[0])
-    query_start = np.array([0, num_tokens])
+    numbers = np.array((slot, 0, num_tokens, stop, num_tokens - 1), dtype=np.int64)
+    short = numbers.astype(np.int32)
+    rows, query_start, num_sampled = numbers[:1], numbers[1:3], int(batch.is_sampled[0])
+    blocks = slots.block_tables[slot, start // size:(stop - 1) // size + 1] * np.int64(size)
+    slot_mapping = (blocks[:, None] + slots.positions[:size]).reshape(-1)[start % size:start % size + num_tokens]
     rope_lens = None
     if is_length_dependent(rope):
-        rope_lens = _rope_lens(rope, slots, np.repeat(rows, num_tokens), positions)
+        rope_lens = _rope_lens(rope, slots, np.repeat(rows, num_tokens), slots.positions[start:stop])
     return Layout(
-        num_decodes=0, query_lens=batch.num_tokens, slots=rows, query_start=query_start.astype(np.int32),
-        seq_lens=np.array([stop], dtype=np.int32), positions=positions, slot_mapping=slot_mapping,
+        num_decodes=0, query_lens=batch.num_tokens, slots=rows, query_start=short[1:3], seq_lens=short[3:4],
+        positions=slots.positions[start:stop], slot_mapping=slot_mapping,
         known_tokens=slots.token_ids[slot][start:stop], sampled_slots=rows[:num_sampled],
-        sampled_positions=np.array([stop], dtype=np.int32)[:num_sampled],
-        row_index=np.array([num_tokens - 1])[:num_sampled], rope_lens=rope_lens,
+        sampled_positions=short[3:3 + num_sampled], row_index=numbers[4:4 + num_sampled], rope_lens=rope_lens,
         prompt_rows=_prompt_rows(batch, slots, rows, query_start) if slots.num_prompt_logprobs[slot] >= 0 else [])
 
 

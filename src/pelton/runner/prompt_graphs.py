@@ -15,6 +15,7 @@ import torch
 
 from pelton.cache.pool import KvPool
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.integers import ceil_div
 from pelton.kernels.registry import load_ops
 from pelton.models.rope import is_length_dependent
 from pelton.runner.device import pack, pack_places, unpack
@@ -86,6 +87,8 @@ class PromptGraphs:
         self._attention = load_ops(slots.device.type).attention
         self._queries_per_tile = self._attention.queries_per_tile(pool.data, decoder.config.num_heads)
         self._has_rope_lens = is_length_dependent(decoder.config.rope)
+        # Of a single prompt, whose tiles are the last ones of the longest's.
+        self._tiles = self._attention.cut_tiles([self.sizes[-1]], [self.sizes[-1]], 0, self._queries_per_tile)
         paddings = {size: self._padding(size) for size in self.sizes}
         num_bytes = max(pack_places(tuple(padding.values()))[1] for padding in paddings.values())
         memory = torch.zeros(num_bytes, dtype=torch.uint8, device=slots.device)
@@ -138,12 +141,17 @@ class PromptGraphs:
         columns = {
             "token_ids": known, "positions": layout.positions, "slot_mapping": layout.slot_mapping,
             "query_start": layout.query_start, "seq_lens": layout.seq_lens, "slots": layout.slots,
-            "tiles": self._attention.cut_tiles(layout.query_lens, layout.seq_lens.tolist(), 0, self._queries_per_tile),
-            "slot_index": layout.sampled_slots, "position_index": layout.sampled_positions,
-            "row_index": layout.row_index}
+            "tiles": self._cut_tiles(layout), "slot_index": layout.sampled_slots,
+            "position_index": layout.sampled_positions, "row_index": layout.row_index}
         if layout.rope_lens is not None:
             columns["rope_lens"] = layout.rope_lens
         return {**columns, _TABLES: self._slots.block_tables[layout.slots]}
+
+    def _cut_tiles(self, layout: Layout) -> np.ndarray:
+        """[tiles, 2] int32."""
+        if len(layout.query_lens) == 1:
+            return self._tiles[-ceil_div(layout.num_tokens, self._queries_per_tile):]
+        return self._attention.cut_tiles(layout.query_lens, layout.seq_lens.tolist(), 0, self._queries_per_tile)
 
     def _padding(self, size: int) -> dict[str, np.ndarray]:
         """The columns of a step without tokens, in their full lengths."""

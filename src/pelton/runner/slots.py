@@ -45,7 +45,7 @@ class Slots:
         self.device = device
         self.block_tables = np.zeros((num_slots, -(-max_seq_len // tokens_per_block)), dtype=np.int32)
         self.num_blocks = np.zeros(num_slots, dtype=np.int64)
-        self.block_offsets = np.arange(tokens_per_block)  # of a block's tokens
+        self.positions = np.arange(self.block_tables.shape[1] * tokens_per_block)  # 0, 1, ..., of any sequence
         self.is_taken = np.zeros(num_slots, dtype=bool)
         self.num_prompt_tokens = np.zeros(num_slots, dtype=np.int64)
         self.num_known_tokens = np.zeros(num_slots, dtype=np.int64)
@@ -71,7 +71,8 @@ class Slots:
         self._end_ids: dict[int, torch.Tensor] = {}
 
     def apply(self, batch: Batch) -> None:
-        """Takes in what changed, in the order that `Batch` gives: freed, new, new blocks. A GPU wants `push` too."""
+        """Takes in what changed, in the order that `Batch` gives: freed, new, new blocks. `push` has to follow, but
+        only before tokens are drawn: the device need not wait for what sampling alone reads."""
         for slot in batch.freed:
             self._free(slot)
         for init in batch.new:
@@ -81,7 +82,10 @@ class Slots:
             self._append_blocks(slot, block_ids)
 
     def push(self, batch: Batch) -> None:
-        """Brings what `apply` took in to the device, before anything there reads tables, parameters or last tokens."""
+        """Takes in how new sequences are sampled, and brings all of what changed to the device, before anything there
+        reads tables, parameters or last tokens."""
+        for init in batch.new:
+            self._take_sampling(init)
         if self.device_tables is not None:
             self._push_blocks(batch)
             self._push_parameters(batch.new)
@@ -165,11 +169,14 @@ class Slots:
             self.last_tokens[slot] = init.token_ids[-1]
         self.num_blocks[slot] = 0
         self._append_blocks(slot, init.block_ids)
+        self.num_prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+
+    def _take_sampling(self, init: SlotInit) -> None:
+        slot, params = init.slot, init.sampling
         for name, (_, field) in _COLUMNS.items():
             self._columns[name][slot] = getattr(params, field)
         self._columns["seed"][slot] = init.seed
         self.num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
-        self.num_prompt_logprobs[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
         self._take_adjustments(init, params)
 
     def _take_adjustments(self, init: SlotInit, params: SamplingParams) -> None:

@@ -15,6 +15,11 @@ def change(*, new=(), new_blocks=(), freed=()):
     return Batch(0, [], [], [], [], 0, list(new), list(new_blocks), list(freed))
 
 
+def take(slots, batch):
+    slots.apply(batch)
+    slots.push(batch)
+
+
 def init(slot, token_ids, num_prompt, params, *, end_ids=(), seed=0):
     return SlotInit(slot, token_ids, num_prompt, [slot], params, seed, end_ids)
 
@@ -26,16 +31,16 @@ def columns_of(slots, rows, masks=None):
 
 def test_counts_are_allocated_when_first_needed():
     slots = make_slots()
-    slots.apply(change(new=[init(0, [1, 2], 2, SamplingParams(logit_bias={1: 2.0}))]))
+    take(slots, change(new=[init(0, [1, 2], 2, SamplingParams(logit_bias={1: 2.0}))]))
     assert slots.counts is None
-    slots.apply(change(new=[init(1, [1, 2, 2, 5, 5, 5, 2], 3, SamplingParams(presence_penalty=1.0))]))
+    take(slots, change(new=[init(1, [1, 2, 2, 5, 5, 5, 2], 3, SamplingParams(presence_penalty=1.0))]))
     assert slots.counts[1].tolist() == [0, 1, 3, 0, 0, 6, *[0] * 14]
 
 
 def test_drawn_tokens_are_counted_where_asked():
     slots = make_slots()
     counted = SamplingParams(frequency_penalty=1.0)
-    slots.apply(change(new=[init(0, [1], 1, counted), init(1, [1], 1, SamplingParams()), init(3, [4], 1, counted)]))
+    take(slots, change(new=[init(0, [1], 1, counted), init(1, [1], 1, SamplingParams()), init(3, [4], 1, counted)]))
     slots.record(np.array([3, 1, 0]), torch.tensor([4, 9, 7]))
     slots.record(np.array([3, 1, 0]), torch.tensor([4, 9, 1]))
     assert slots.last_tokens[[0, 1, 3]].tolist() == [1, 9, 4]
@@ -47,8 +52,8 @@ def test_drawn_tokens_are_counted_where_asked():
 
 def test_slot_taken_again_starts_from_zero():
     slots = make_slots()
-    slots.apply(change(new=[init(2, [1, 2, 3], 1, SamplingParams(repetition_penalty=2.0))]))
-    slots.apply(change(freed=[2], new=[init(2, [5], 1, SamplingParams(repetition_penalty=2.0))]))
+    take(slots, change(new=[init(2, [1, 2, 3], 1, SamplingParams(repetition_penalty=2.0))]))
+    take(slots, change(freed=[2], new=[init(2, [5], 1, SamplingParams(repetition_penalty=2.0))]))
     assert slots.counts[2].nonzero().tolist() == [[5]]
     assert slots.num_blocks[2] == 1
 
@@ -57,7 +62,7 @@ def test_columns_carry_every_parameter():
     slots = make_slots()
     params = SamplingParams(temperature=0.3, top_k=4, top_p=0.9, min_p=0.1, presence_penalty=0.5,
                             frequency_penalty=0.25, repetition_penalty=1.5, min_tokens=2, logit_bias={3: -1.0})
-    slots.apply(change(new=[init(0, [1], 1, SamplingParams()),
+    take(slots, change(new=[init(0, [1], 1, SamplingParams()),
                             init(1, [1, 2], 1, params, end_ids=(9, 8), seed=-3)]))
     columns = columns_of(slots, [1, 0], {1: [7], 0: [6]})
     names = ("temperature", "top_k", "top_p", "min_p", "presence", "frequency", "repetition", "seed", "position")
@@ -70,7 +75,7 @@ def test_columns_carry_every_parameter():
 
 def test_end_ids_are_banned_below_min_tokens_only():
     slots = make_slots()
-    slots.apply(change(new=[init(0, [1, 2, 3], 1, SamplingParams(min_tokens=3), end_ids=(9,))]))
+    take(slots, change(new=[init(0, [1, 2, 3], 1, SamplingParams(min_tokens=3), end_ids=(9,))]))
     for position, is_banned in ((3, True), (4, False)):
         columns = slots.columns(np.array([0]), np.array([position]), None)
         assert bool(columns.banned) == is_banned
@@ -78,7 +83,7 @@ def test_end_ids_are_banned_below_min_tokens_only():
 
 def test_plain_rows_need_no_adjustment():
     slots = make_slots()
-    slots.apply(change(new=[init(0, [1], 1, SamplingParams(min_tokens=3)), init(1, [1], 1, SamplingParams(top_k=3))]))
+    take(slots, change(new=[init(0, [1], 1, SamplingParams(min_tokens=3)), init(1, [1], 1, SamplingParams(top_k=3))]))
     columns = columns_of(slots, [0, 1])
     assert not columns.is_adjusted
 
@@ -86,7 +91,7 @@ def test_plain_rows_need_no_adjustment():
 def test_order_of_application():
     """A slot freed, taken and grown in one batch."""
     slots = make_slots()
-    slots.apply(change(new=[init(1, [1] * 20, 20, SamplingParams())], new_blocks=[(1, [5])]))
-    slots.apply(change(freed=[1], new=[init(1, [2] * 3, 3, SamplingParams())], new_blocks=[(1, [7, 8])]))
+    take(slots, change(new=[init(1, [1] * 20, 20, SamplingParams())], new_blocks=[(1, [5])]))
+    take(slots, change(freed=[1], new=[init(1, [2] * 3, 3, SamplingParams())], new_blocks=[(1, [7, 8])]))
     assert slots.block_tables[1, :int(slots.num_blocks[1])].tolist() == [1, 7, 8]
     assert slots.last_tokens[1] == 2
