@@ -10,13 +10,15 @@ Making the prompts and reading the answers does. The result is the ratio of requ
 shared machine would say little.
 
 The second part is accuracy: at several numbers of streams, how far the time to first token that each client reports
-is from the 50 ms that the server takes. The server's own lateness is in all of them alike.
+is from the 50 ms that the server takes. The server's own lateness is in all of them alike. The result is written anew
+after every round and every number of streams.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -114,16 +116,15 @@ def run(command: list[str]) -> tuple[float, float]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.monotonic() - start
 
 
-def rates(commands: dict[str, Command], url: str, rounds: int) -> dict[str, list[float]]:
-    """Requests per CPU second of each client, one per round."""
-    found: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, command in commands.items():
-            few, many = COUNTS[name]
-            with tempfile.TemporaryDirectory() as folder:
-                seconds = [run(command(url, STREAMS, n, Path(folder) / str(n)))[0] for n in (few, many)]
-            found[name].append((many - few) / (seconds[1] - seconds[0]))
-            tell(f"{name}: {found[name][-1]:,.0f} requests per CPU second")
+def rates(commands: dict[str, Command], url: str) -> dict[str, float]:
+    """Requests per CPU second of each client, in one round."""
+    found = {}
+    for name, command in commands.items():
+        few, many = COUNTS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = [run(command(url, STREAMS, n, Path(folder) / str(n)))[0] for n in (few, many)]
+        found[name] = (many - few) / (seconds[1] - seconds[0])
+        tell(f"{name}: {found[name]:,.0f} requests per CPU second")
     return found
 
 
@@ -169,32 +170,43 @@ def main() -> int:
     commands |= {"aiperf": aiperf(args.aiperf)} if args.aiperf else {}
     commands |= {"guidellm": guidellm(args.guidellm)} if args.guidellm else {}
     server_cores, client_cores = parse_cores(args.server_cores), parse_cores(args.client_cores)
-    with on_cores(client_cores):
-        found = {} if args.rounds == 0 else measure_rates(commands, args.rounds, server_cores)
-        streams = tuple(map(int, filter(None, args.streams.split(","))))
-        found |= measure_accuracy(commands, streams, server_cores) if streams else {}
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
-    print_json({"name": "client_rate", "streams": STREAMS, "input_len": NUM_IN, "output_len": NUM_OUT, **environment(),
-                "command": " ".join(["python", *words]), "other_versions": _versions(args),
-                "cores": {"server": args.server_cores, "client": args.client_cores}, **found}, args.output)
+    head = {"name": "client_rate", "streams": STREAMS, "input_len": NUM_IN, "output_len": NUM_OUT, **environment(),
+            "command": " ".join(["python", *words]), "other_versions": _versions(args),
+            "cores": {"server": args.server_cores, "client": args.client_cores}}
+    streams = tuple(map(int, filter(None, args.streams.split(","))))
+    with on_cores(client_cores):
+        for found in itertools.chain(measure_rates(commands, args.rounds, server_cores),
+                                     measure_accuracy(commands, streams, server_cores)):
+            head |= found
+            print_json(head, args.output)
     return 0
 
 
-def measure_rates(commands: dict[str, Command], rounds: int, server_cores: Cores) -> dict[str, object]:
-    """How many times the requests of each other client `pelton bench` does in a CPU second."""
-    with server(0.0, 0.0, server_cores) as url:
-        found = rates(commands, url, rounds)
-    ratios = {name: [ours / other for ours, other in zip(found["pelton"], found[name])]
-              for name in commands if name != "pelton"}
-    return {"requests_per_cpu_second_over": {
-        name: {"rounds": [round(r, 1) for r in values], "median": round(statistics.median(values), 1)}
-        for name, values in ratios.items()}}
+def measure_rates(commands: dict[str, Command], rounds: int, server_cores: Cores) -> Iterator[dict[str, object]]:
+    """How many times each other client's requests `pelton bench` does in a CPU second: after each round, of all."""
+    ratios: dict[str, list[float]] = {name: [] for name in commands if name != "pelton"}
+    for _ in range(rounds):
+        with server(0.0, 0.0, server_cores) as url:
+            found = rates(commands, url)
+        for name, values in ratios.items():
+            values.append(found["pelton"] / found[name])
+        yield {"requests_per_cpu_second_over": {
+            name: {"rounds": [round(r, 1) for r in values], "median": round(statistics.median(values), 1)}
+            for name, values in ratios.items()}}
 
 
-def measure_accuracy(commands: dict[str, Command], streams: tuple[int, ...], server_cores: Cores) -> dict[str, object]:
+def measure_accuracy(commands: dict[str, Command], streams: tuple[int, ...],
+                     server_cores: Cores) -> Iterator[dict[str, object]]:
+    """The client's own stamps, then what each client reports at these numbers of streams, after each of them."""
+    if not streams:
+        return
+    yield {"client_stamp_minus_server_stamp": own_error(streams)}
+    errors = {}
     with server(TTFT_S, ITL_S, server_cores) as url:
-        errors = {str(n): accuracy(commands, url, n) for n in streams}
-    return {"ttft_reported_minus_true": errors, "client_stamp_minus_server_stamp": own_error(streams)}
+        for n in streams:
+            errors[str(n)] = accuracy(commands, url, n)
+            yield {"ttft_reported_minus_true": errors}
 
 
 def _versions(args: argparse.Namespace) -> dict[str, str]:

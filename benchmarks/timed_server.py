@@ -59,13 +59,15 @@ def main() -> int:
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--token-us", type=float, default=200.0)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--served-model-name", default="pelton-tiny")
     args = parser.parse_args()
     os.environ["STEP_AND_TOKEN_S"] = f"{args.step_ms / 1e3},{args.token_us / 1e6}"
     from pelton.cli import main as pelton
     from pelton.engine import client
 
     client.ENGINE = (str(Path(__file__)), "engine")
-    return pelton(["serve", "pelton-tiny", "--port", str(args.port), "--device", "cpu"])
+    return pelton(["serve", "pelton-tiny", "--port", str(args.port), "--device", "cpu",
+                   "--served-model-name", args.served_model_name])
 
 
 if __name__ == "__main__":

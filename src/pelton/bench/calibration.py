@@ -66,10 +66,34 @@ class Behaviour:
     """Requests without this key get status 401."""
     keeps_bodies: bool = True
     """Remember the bodies of all requests."""
+    tells_metrics: bool = False
+    """Count the times that were kept, and tell them at /metrics in a Pelton server's names."""
     closes_connections: bool = False
     """Close every connection after one answer without having said so, as servers do with idle ones."""
     fault: Callable[[int, dict[str, Any]], Fault | None] = lambda number, body: None
     """(number of the request, its body) -> how to misbehave."""
+
+
+@dataclass
+class KeptTimes:
+    """Times from a request's arrival to its first token, and between its tokens, as the timers really kept them."""
+
+    ttft_s: float = 0.0
+    num_first: int = 0
+    gaps_s: float = 0.0
+    num_gaps: int = 0
+
+    def add(self, arrived: float, first: float, last: float, num_tokens: int) -> None:
+        self.ttft_s += first - arrived
+        self.num_first += 1
+        self.gaps_s += last - first
+        self.num_gaps += max(num_tokens - 1, 0)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        values = {"time_to_first_token_seconds_sum": self.ttft_s, "time_to_first_token_seconds_count": self.num_first,
+                  "inter_token_seconds_sum": self.gaps_s, "inter_token_seconds_count": self.num_gaps}
+        return "".join(f"pelton_{name} {value!r}\n" for name, value in values.items()).encode()
 
 
 class CalibrationServer:
@@ -79,6 +103,7 @@ class CalibrationServer:
         num_requests: generation requests so far.
         num_in_flight, peak_in_flight: requests being answered, now and at most.
         bodies: the generation requests' bodies in order of arrival.
+        kept: the times that streamed requests really took.
     """
 
     def __init__(self, behaviour: Behaviour | None = None) -> None:
@@ -87,6 +112,7 @@ class CalibrationServer:
         self.num_in_flight = 0
         self.peak_in_flight = 0
         self.bodies: list[dict[str, Any]] = []
+        self.kept = KeptTimes()
         self.connections: set[_Connection] = set()
         self.waiting: deque[Callable[[], None]] = deque()
         self._server: asyncio.Server | None = None
@@ -169,15 +195,19 @@ class _Connection(asyncio.Protocol):
             if self._behaviour.root is not None:
                 entry["root"] = self._behaviour.root
             self._reply(200, {"object": "list", "data": [entry]})
+        elif (method, path) == ("GET", "/metrics") and self._behaviour.tells_metrics:
+            self._reply_with(200, b"text/plain", self._server.kept.text())
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
             self._generate(path, msgspec.json.decode(body))
         else:
             self._reply(404, {"error": {"message": f"no route {method} {path}"}})
 
     def _reply(self, status: int, data: dict[str, Any]) -> None:
-        body = msgspec.json.encode(data)
-        self._transport.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nServer: pelton-calibration\r\n"
-                              b"Content-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        self._reply_with(status, b"application/json", msgspec.json.encode(data))
+
+    def _reply_with(self, status: int, kind: bytes, body: bytes) -> None:
+        self._transport.write(b"HTTP/1.1 %d X\r\nContent-Type: %b\r\nServer: pelton-calibration\r\n"
+                              b"Content-Length: %d\r\n\r\n" % (status, kind, len(body)) + body)
         self._close_if_told()
 
     def _generate(self, path: str, body: dict[str, Any]) -> None:
@@ -237,7 +267,8 @@ class _Connection(asyncio.Protocol):
                               b"Transfer-Encoding: chunked\r\n\r\n")
         if answer.is_chat:
             self._send_event(answer.chunk(delta={"role": "assistant", "content": ""}))
-        first_due = self._loop.time() + self._behaviour.ttft_s
+        answer.arrived = self._loop.time()
+        first_due = answer.arrived + self._behaviour.ttft_s
         self._timer = self._loop.call_at(first_due, self._send_tokens, answer, first_due)
 
     def _send_event(self, data: bytes) -> None:
@@ -247,11 +278,15 @@ class _Connection(asyncio.Protocol):
     def _send_tokens(self, answer: _Answer, due: float) -> None:
         if answer.fault is not None and answer.num_sent >= answer.num_tokens // 2 and self._misbehave(answer):
             return
+        sent = self._loop.time()
+        if answer.num_sent == 0:
+            answer.first_sent = sent
         self._send_event(answer.next_chunk(self._behaviour.tokens_per_chunk))
         if answer.num_sent < answer.num_tokens:
             due += self._behaviour.itl_s * min(self._behaviour.tokens_per_chunk, answer.num_tokens - answer.num_sent)
             self._timer = self._loop.call_at(due, self._send_tokens, answer, due)
             return
+        self._server.kept.add(answer.arrived, answer.first_sent, sent, answer.num_tokens)
         self._send_event(answer.chunk(delta={}, finish_reason="length"))
         if answer.includes_usage:
             self._send_event(answer.usage_chunk())
@@ -293,6 +328,7 @@ class _Answer:
         self.num_tokens = 0 if fault == "empty" else max(behaviour.num_output(body), 1)
         self._num_reasoning = behaviour.num_reasoning if is_chat else 0
         self.num_sent = 0
+        self.arrived = self.first_sent = 0.0  # by the event loop's clock
         self._model = behaviour.model
         num_prompt = behaviour.count_prompt(body)
         self.usage: dict[str, Any] | None = None
