@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from common import environment, print_json
 
+import pelton
 from pelton.build.limits import resolve_limits
 from pelton.checkpoint.hf_config import load_model_config
 from pelton.config import BuildConfig, ExecutorConfig, KvCacheConfig
@@ -41,6 +42,7 @@ from pelton.runner import runner as runner_module
 from pelton.runner.runner import Runner, Step
 from pelton.types import Batch, Request, SamplingParams, SlotInit
 
+PACKAGE = str(Path(pelton.__file__).parent)
 SHAPES = Path(__file__).parent / "shapes"
 NUM_PROMPTS, PAUSE_S = 12, 0.05
 BUSY_CYCLES = 60_000_000
@@ -139,17 +141,15 @@ class Watch:
 def place_of(frame: FrameType) -> str:
     """The innermost function, and Pelton's line behind it where it is another's."""
     here = _line(frame)
-    while frame.f_back is not None and "/pelton/" not in frame.f_code.co_filename:
+    while frame.f_back is not None and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     ours = _line(frame)
     return here if ours == here else f"{here}, called at {ours}"
 
 
 def _line(frame: FrameType) -> str:
-    path = frame.f_code.co_filename
-    for root in ("site-packages/", "dist-packages/", "/src/", "benchmarks/"):
-        path = path.rpartition(root)[2]
-    return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
+    path = Path(frame.f_code.co_filename)
+    return f"{'/'.join(path.parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
 class Bench:
