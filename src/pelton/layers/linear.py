@@ -43,6 +43,12 @@ class RowParallelLinear(Linear):
         return out if residual is None else residual + out
 
 
+def _look_up(token_ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of a weight [V, D]. From 2 to 16 tokens torch's embedding takes a GPU 4.6 to 7.7 us (H200), indexing 1.5;
+    elsewhere indexing is no quicker."""
+    return weight[token_ids] if weight.is_cuda and 2 <= len(token_ids) <= 16 else F.embedding(token_ids, weight)
+
+
 class Embedding:
     """Token vectors, the vocabulary split over ranks, times a constant."""
 
@@ -55,7 +61,7 @@ class Embedding:
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 to [T, D]."""
         if self._group.size == 1:
-            x = F.embedding(token_ids, self.weight)
+            x = _look_up(token_ids, self.weight)
         else:
             num_rows = self.weight.shape[0]
             local = token_ids - self._group.rank * num_rows
