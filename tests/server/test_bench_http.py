@@ -18,7 +18,9 @@ from helpers.calibrated import serve_in_thread
 from helpers.tokenizers import write_tokenizer
 
 from pelton.bench import command, service
+from pelton.bench.budget import Budget
 from pelton.bench.calibration import Behaviour
+from pelton.bench.client import now_ns
 from pelton.bench.files import read_result, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.serve import run_serve
@@ -296,6 +298,27 @@ def test_budget_cuts_cells_and_says_so(tmp_path):
     assert result.cells[0].stop_reason == "the time budget was spent"
     assert {"cells_cut_short", "cells_skipped"} <= names(result)
     assert len(result.cells) + len(result.skipped_cells) == 4
+
+
+@pytest.mark.parametrize("num_trials", [1, 2])
+def test_a_cut_trial_is_measured_again_in_the_time_that_others_left(tmp_path, monkeypatch, num_trials):
+    """The first trial is cut by a deadline as early as a bad estimate may set it."""
+    deadlines = []
+
+    def deadline_ns(budget, remaining):
+        deadlines.append(now_ns() if not deadlines else budget.end_ns)
+        return deadlines[-1]
+
+    monkeypatch.setattr(Budget, "deadline_ns", deadline_ns)
+    with server() as made:
+        status, result = sweep(made, tmp_path, duration_budget=60.0, num_trials=num_trials)
+        prompts = [body["messages"][-1]["content"] for body in made.bodies if measured(body)]
+    assert status == 0
+    assert (result.status, [c.num_done for c in result.cells]) == ("complete", [6 * num_trials] * 4)
+    assert len(result.requests) == 4 * 7 * num_trials
+    assert len({(r.cell, r.trial, r.index, r.is_warmup) for r in result.requests}) == len(result.requests)
+    assert len(prompts) == len(result.requests) + 1  # one measured request of the cut trial is not in the result
+    assert len(set(prompts)) == len(prompts)
 
 
 def free_port():

@@ -17,6 +17,9 @@ class Agenda(Protocol):
     expects_failures: bool
     """Whether a server that fails a whole cell ends the run only when it cannot be reached any more."""
 
+    goes_back: bool
+    """Whether a trial that a time budget cut short is measured again at the end, if there is time left then."""
+
     def upcoming(self, cells: Cells) -> list[tuple[int, CellSpec]]:
         """(trial, cell) of the trials to come, the next one first; empty at the end. Those after the next may be
         guesses, by which a time budget is shared."""
@@ -39,6 +42,7 @@ class FixedAgenda:
     """All trials of these cells, the cells of each trial one after another."""
 
     expects_failures = False
+    goes_back = True
 
     def __init__(self, specs: Sequence[CellSpec], *, num_trials: int) -> None:
         self._todo = [(trial, spec) for trial in range(num_trials) for spec in specs]

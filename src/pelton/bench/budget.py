@@ -12,6 +12,7 @@ from pelton.bench.client import now_ns
 # and the few hundreds of a GPU.
 DECODE_COST_TOKENS = 64.0
 PRIOR_WEIGHT = 1e-3
+ROOM = 1.15  # times its estimate that a trial gets which shall not be cut again
 
 
 def work(spec: CellSpec) -> tuple[float, float]:
@@ -63,6 +64,12 @@ class Budget:
         prefill, decode = work(spec)
         a, b = self._costs()
         return a * prefill + b * decode
+
+    def has_room_for(self, spec: CellSpec, *, at_least_s: float) -> bool:
+        """Whether the time left is enough for one more trial of a cell, which takes no less than `at_least_s`."""
+        if self.end_ns is None:
+            return False
+        return ROOM * max(self.estimate_s(spec), at_least_s) <= (self.end_ns - now_ns()) / 1e9
 
     def deadline_ns(self, remaining: Sequence[CellSpec]) -> int | None:
         """When the first of the remaining trials must stop."""

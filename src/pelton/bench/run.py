@@ -22,6 +22,7 @@ from pelton.bench.cell import CellSpec, session_of
 from pelton.bench.client import Exchange, allow_connections, now_ns
 from pelton.bench.environment import describe_environment
 from pelton.bench.load.plan import Planned
+from pelton.bench.load.tally import BUDGET_SPENT
 from pelton.bench.metrics.registry import all_metrics
 from pelton.bench.monitors.joined import join_series
 from pelton.bench.monitors.watch import Watch
@@ -51,6 +52,16 @@ QUICK_KEEP_S, MAX_KEEP_SHARE = 0.5, 0.05  # what takes longer to keep may take a
 MOST_OPEN_CONNECTIONS = 512  # an open loop opens more when it has to, as far as the limit of files allows
 
 
+@dataclasses.dataclass(frozen=True)
+class CutTrial:
+    """A trial that the time budget cut short."""
+
+    trial: int
+    spec: CellSpec
+    whole_s: float
+    """What all of it would have taken at its own pace."""
+
+
 class Run:
     """The cells of one command, measured in order; the trials of all cells are interleaved."""
 
@@ -73,6 +84,8 @@ class Run:
         self._seed = secrets.randbits(32) if options.seed is None else options.seed
         self._cells: dict[str, CellResult] = {}
         self._requests: list[RequestRecord] = []
+        self._outcomes: dict[str, dict[int, TrialOutcome]] = defaultdict(dict)  # of each cell's trials
+        self._cut: list[CutTrial] = []
         self._measured: dict[str, list[RequestRecord]] = defaultdict(list)  # those of each cell, warm-up left out
         if earlier is not None:
             self._seed = earlier.workload.seed
@@ -117,10 +130,10 @@ class Run:
                 is_first = False
                 trial, spec = upcoming[0]
                 deadline_ns = budget.deadline_ns([spec for _, spec in upcoming])
-                try:
-                    await self._measure_trial(spec, trial, target, start_ns, deadline_ns, budget, crew)
-                except asyncio.CancelledError:  # Ctrl-C between two loads; within one, the load keeps what has ended
-                    self._stop_reason = "interrupted"
+                await self._measure_trial(spec, trial, target, start_ns, deadline_ns, budget, crew)
+            while self._stop_reason is None and (cut := self._next_cut(budget)) is not None:
+                self._keep_what_there_is(target, start_ns)
+                await self._measure_trial(cut.spec, cut.trial, target, start_ns, budget.end_ns, budget, crew)
             self._watch.stop()
             # Once more with all that was watched: a reading may have come after its cell.
             return _audited(recompute(self._result(target, start_ns)))
@@ -130,30 +143,58 @@ class Run:
             target.client.close()
             crew.pool.close()
 
+    def _next_cut(self, budget: Budget) -> CutTrial | None:
+        """A trial that was cut short and for which there is time after all; it is taken from the list."""
+        found = next((c for c in self._cut if budget.has_room_for(c.spec, at_least_s=c.whole_s)), None)
+        if found is not None:
+            self._cut.remove(found)
+        return found
+
     async def _measure_trial(self, spec: CellSpec, trial: int, target: Target, start_ns: int,
                              deadline_ns: int | None, budget: Budget, crew: Crew) -> None:
+        """Measures a trial and its cell's figures. A second attempt counts in place of the first if it got further."""
         self._progress.cell_started(spec)
+        before = self._outcomes[spec.id].get(trial)
         began_ns = now_ns()
-        while True:
-            means = Means(crew.pool, crew.num_workers, on_end=self._count, on_pulse=self._progress.pulse)
-            outcome = await run_trial(spec, target, means, seed=self._seed, trial=trial, epoch_ns=start_ns,
-                                      deadline_ns=deadline_ns)
-            if outcome.stop_reason is not None or not crew.grow_for(outcome.client):
-                break
-        wanted = (spec.load.num_requests or 1) + spec.num_warmup
-        budget.learn(spec, (now_ns() - began_ns) / 1e9, min(len(outcome.records) / wanted, 1.0))
-        self._file_requests(outcome.records)
-        cell = join_trial(self._cells.get(spec.id, spec.empty()), outcome, trial)
-        series, missing = self._series(start_ns)
-        cell = summarize(cell, self._measured[spec.id], analysis=self._analysis, series=series, series_missing=missing)
-        error = nearest(self._client_errors, cell.concurrency or cell.peak_in_flight)
-        self._cells[spec.id] = msgspec.structs.replace(
-            cell, client=msgspec.structs.replace(cell.client, calibration=error))
+        try:
+            while True:
+                means = Means(crew.pool, crew.num_workers, on_end=self._count, on_pulse=self._progress.pulse)
+                seed = self._seed + (before is not None)  # what was sent already must not come again
+                outcome = await run_trial(spec, target, means, seed=seed, trial=trial, epoch_ns=start_ns,
+                                          deadline_ns=deadline_ns)
+                if outcome.stop_reason is not None or not crew.grow_for(outcome.client):
+                    break
+        except asyncio.CancelledError:  # Ctrl-C between two loads; within one, the load keeps what has ended
+            self._stop_reason = "interrupted"
+            return
+        wanted, seconds = (spec.load.num_requests or 1) + spec.num_warmup, (now_ns() - began_ns) / 1e9
+        share_done = min(len(outcome.records) / wanted, 1.0)
+        budget.learn(spec, seconds, share_done)
+        if before is None and outcome.stop_reason == BUDGET_SPENT and self._agenda.goes_back:
+            self._cut.append(CutTrial(trial, spec, seconds / max(share_done, 1e-6)))
+        if before is None or len(outcome.records) > len(before.records):
+            self._file_trial(spec, trial, outcome, start_ns)
         if outcome.was_cancelled:
             self._stop_reason = "interrupted"
         elif outcome.is_server_failing and not (self._agenda.expects_failures and _last_error(outcome) != "connect"):
             self._stop_reason = f"the server failed in cell {spec.id}: {_failure_line(outcome)}"
         self._progress.cell_ended(self._cells[spec.id])
+
+    def _file_trial(self, spec: CellSpec, trial: int, outcome: TrialOutcome, start_ns: int) -> None:
+        """Puts a trial, in place of an earlier attempt at it, among the requests and into its cell."""
+        if trial in self._outcomes[spec.id]:
+            self._requests = [r for r in self._requests if (r.cell, r.trial) != (spec.id, trial)]
+            self._measured[spec.id] = [r for r in self._measured[spec.id] if r.trial != trial]
+        self._outcomes[spec.id][trial] = outcome
+        self._file_requests(outcome.records)
+        cell = spec.empty()
+        for number, each in sorted(self._outcomes[spec.id].items()):
+            cell = join_trial(cell, each, number)
+        series, missing = self._series(start_ns)
+        cell = summarize(cell, self._measured[spec.id], analysis=self._analysis, series=series, series_missing=missing)
+        error = nearest(self._client_errors, cell.concurrency or cell.peak_in_flight)
+        self._cells[spec.id] = msgspec.structs.replace(
+            cell, client=msgspec.structs.replace(cell.client, calibration=error))
 
     def _count(self, planned: Planned, exchange: Exchange) -> None:
         if not planned.is_warmup:

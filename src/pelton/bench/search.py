@@ -10,10 +10,11 @@ import msgspec
 from pelton.bench.agenda import Cells
 from pelton.bench.cell import CellSpec, default_warmup, session_of
 from pelton.bench.command import measure
+from pelton.bench.load.tally import BUDGET_SPENT
 from pelton.bench.options import SearchOptions
 from pelton.bench.results import CellResult, LoadSpec, SearchResult, SearchStep
 
-CUT_SHORT = ("the time budget was spent", "interrupted")  # reasons to stop that say nothing about the level
+CUT_SHORT = (BUDGET_SPENT, "interrupted")  # reasons to stop that say nothing about the level
 MIN_SERVED_PERCENT = 95.0  # of the requests that arrive; a server that answers fewer falls behind for good
 LEAST_SHARE_OF_START = 1 / 64  # how far below its start a search for a rate goes before it gives up
 
@@ -84,6 +85,7 @@ class SearchAgenda:
     """One cell at a time, each judged before the next is chosen."""
 
     expects_failures = True
+    goes_back = False  # a level that was cut says nothing, and the search goes no further without it
 
     def __init__(self, options: SearchOptions) -> None:
         self._options = options

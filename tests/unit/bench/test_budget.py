@@ -63,3 +63,12 @@ def test_loads_by_the_clock_need_no_estimate(load, seconds):
     made = spec(load=load)
     assert known_s(made) == seconds
     assert Budget(None).estimate_s(made) == seconds
+
+
+def test_there_is_room_for_a_trial_by_the_larger_estimate():
+    budget = Budget(now_ns() + 10 * 10**9)
+    budget.learn(spec(num_requests=4), 4.0, 1.0)
+    assert budget.has_room_for(spec(num_requests=8), at_least_s=1.0)
+    assert not budget.has_room_for(spec(num_requests=8), at_least_s=9.5)
+    assert not budget.has_room_for(spec(num_requests=10), at_least_s=1.0)
+    assert not Budget(None).has_room_for(spec(num_requests=1), at_least_s=0.0)

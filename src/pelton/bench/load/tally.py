@@ -10,6 +10,7 @@ from pelton.bench.client import Exchange, now_ns
 from pelton.bench.load.plan import LoadJob, Planned
 
 OnEnd = Callable[[Planned, Exchange], None]
+BUDGET_SPENT = "the time budget was spent"
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class Tally:
         if is_warmup:
             return Verdict.SKIP if is_late else Verdict.START
         if is_late and self._num_measured >= (job.concurrency or 1):
-            self.result.stop_reason = "the time budget was spent"
+            self.result.stop_reason = BUDGET_SPENT
             return Verdict.STOP
         if job.duration_ns is not None and job.concurrency is not None:
             if self._measured_until_ns is None:
