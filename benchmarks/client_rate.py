@@ -11,7 +11,7 @@ shared machine would say little.
 
 The second part is accuracy: at several numbers of streams, how far the time to first token that each client reports
 is from the 50 ms that the server takes. The server's own lateness is in all of them alike. The result is written anew
-after every round and every number of streams.
+after every client of the first part and every number of streams of the second.
 """
 
 from __future__ import annotations
@@ -116,16 +116,13 @@ def run(command: list[str]) -> tuple[float, float]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.monotonic() - start
 
 
-def rates(commands: dict[str, Command], url: str) -> dict[str, float]:
-    """Requests per CPU second of each client, in one round."""
-    found = {}
-    for name, command in commands.items():
-        few, many = COUNTS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = [run(command(url, STREAMS, n, Path(folder) / str(n)))[0] for n in (few, many)]
-        found[name] = (many - few) / (seconds[1] - seconds[0])
-        tell(f"{name}: {found[name]:,.0f} requests per CPU second")
-    return found
+def requests_per_cpu_second(name: str, command: Command, url: str) -> float:
+    few, many = COUNTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = [run(command(url, STREAMS, n, Path(folder) / str(n)))[0] for n in (few, many)]
+    rate = (many - few) / (seconds[1] - seconds[0])
+    tell(f"{name}: {rate:,.0f} requests per CPU second")
+    return rate
 
 
 def accuracy(commands: dict[str, Command], url: str, streams: int) -> dict[str, dict[str, float]]:
@@ -184,16 +181,19 @@ def main() -> int:
 
 
 def measure_rates(commands: dict[str, Command], rounds: int, server_cores: Cores) -> Iterator[dict[str, object]]:
-    """How many times each other client's requests `pelton bench` does in a CPU second: after each round, of all."""
-    ratios: dict[str, list[float]] = {name: [] for name in commands if name != "pelton"}
+    """How many times each other client's requests `pelton bench` does in a CPU second: so far, after every client."""
+    ratios: dict[str, list[float]] = {}
     for _ in range(rounds):
         with server(0.0, 0.0, server_cores) as url:
-            found = rates(commands, url)
-        for name, values in ratios.items():
-            values.append(found["pelton"] / found[name])
-        yield {"requests_per_cpu_second_over": {
-            name: {"rounds": [round(r, 1) for r in values], "median": round(statistics.median(values), 1)}
-            for name, values in ratios.items()}}
+            for name, command in commands.items():
+                rate = requests_per_cpu_second(name, command, url)
+                if name == "pelton":
+                    own = rate
+                    continue
+                ratios.setdefault(name, []).append(own / rate)
+                yield {"requests_per_cpu_second_over": {
+                    name: {"rounds": [round(r, 1) for r in values], "median": round(statistics.median(values), 1)}
+                    for name, values in ratios.items()}}
 
 
 def measure_accuracy(commands: dict[str, Command], streams: tuple[int, ...],
