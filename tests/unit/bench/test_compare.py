@@ -236,6 +236,44 @@ def test_significance_asks_that_the_whole_interval_is_beyond():
     assert [r.outcome for r in found.rules] == ["passed", "failed", "passed"]  # a single run's rate has no interval
 
 
+def staged(*, slowness: float, num_trials: int = 1, seed: object = None):
+    """A cell of two stages, of which only the second is `slowness` times as slow."""
+    load = LoadSpec(kind="closed_stages", concurrency=1, stages=read_stages("c1:30req,c1:30req"))
+    first, second = load.stages
+    made_up = made(seed=seed, num_trials=num_trials)
+    shape, records = spec(load=load), []
+    for number, record in enumerate(made_up.requests):
+        is_second = number % NUM_REQUESTS >= 30
+        shift = round((slowness - 1) * 10_000) if is_second else 0
+        records.append(msgspec.structs.replace(
+            record, cell=shape.id, stage=second.name if is_second else first.name,
+            first_content_us=record.first_content_us + shift, content_us=[t + shift for t in record.content_us],
+            last_content_us=record.last_content_us + shift, end_us=record.end_us + shift))
+    found = result([(shape, records)], workload={"loads": [load], "num_trials": num_trials})
+    return msgspec.structs.replace(found, cells=[msgspec.structs.replace(c, num_trials=num_trials)
+                                                 for c in found.cells])
+
+
+@pytest.mark.parametrize(("num_trials", "method"), [(1, "percentile intervals"), (4, "paired trials")])
+def test_each_stage_has_effects_of_its_own(num_trials, method):
+    found = held(staged(seed=1, slowness=1.0, num_trials=num_trials),
+                 staged(seed=2, slowness=1.5, num_trials=num_trials), "ttft_p50 > +10%", "output_throughput < -90%")
+    whole, *stages = found.cells
+    assert whole.stage is None
+    assert [(c.cell, c.label) for c in stages] == [
+        (whole.cell, f"{whole.label}, stage {stage.name}") for stage in read_stages("c1:30req,c1:30req")]
+    first, second = (next(e for e in c.effects if e.metric == "ttft_p50") for c in stages)
+    assert (first.says, second.says) == ("no difference shown", "worse")
+    assert first.method == second.method == method
+    assert second.change == pytest.approx(0.5, abs=0.05)
+    assert [r.cell for r in found.rules] == [whole.cell] * 2  # rules are of whole cells
+    assert all(e.base is not None or e.other is not None for c in stages for e in c.effects)
+    markdown = to_markdown(found)
+    assert markdown.count("`output_throughput`") == 1  # of a stage it would be a rate of the whole load
+    assert markdown.count("`steady_output_throughput`") == 2
+    assert stages[1].label in render_comparison(found)
+
+
 def test_the_files_of_a_comparison_say_the_same():
     found = held(made(seed=1), made(seed=2, slowness=1.5), "ttft_p50 > +10%", "goodput < 1", "ttft_p50 > +900%")
     suite = ET.fromstring(to_junit(found)).find("testsuite")

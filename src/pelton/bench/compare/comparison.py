@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,12 @@ import msgspec
 
 from pelton.bench.audit import audit, verdicts
 from pelton.bench.compare.effect import MIN_TRIALS, measure_effect
-from pelton.bench.compare.figures import Figure, Trials, compared_figures
+from pelton.bench.compare.figures import Figure, StageTrials, Trials, compared_figures
 from pelton.bench.compare.records import SCHEMA, CellComparison, Comparison, Effect, Side
 from pelton.bench.compare.rules import Rule
 from pelton.bench.compare.workload import work_differences, workload_differences, workload_hash
 from pelton.bench.files import read_result
-from pelton.bench.results import CellResult, RequestRecord, RunResult
+from pelton.bench.results import CellResult, RequestRecord, RunResult, StageResult
 from pelton.bench.summary import recompute
 from pelton.errors import ConfigError
 
@@ -65,7 +65,8 @@ def compare(named: Sequence[Named], *, rules: Sequence[Rule] = (), needs_signifi
     found = {c.cell for c in cells}
     if not found:
         raise ConfigError("the results have no cell in common")
-    outcomes = [rule.judge(cell, needs_significance=needs_significance) for rule in rules for cell in cells]
+    outcomes = [rule.judge(cell, needs_significance=needs_significance) for rule in rules for cell in cells
+                if cell.stage is None]
     return Comparison(schema=SCHEMA, sides=[_side(side, differences.get(side.name, [])) for side in (base, *others)],
                       is_forced=force and bool(work or any(differences.values())), cells=cells, rules=outcomes)
 
@@ -104,17 +105,36 @@ def _compare_side(base: Named, side: Named, rules: Sequence[Rule]) -> list[CellC
             continue
         trials = [Trials(c, measured[c.id], r.analysis) for c, measured, r in (
             (cell, ours_measured, base.result), (other, theirs_measured, side.result))]
-        effects = [_effect(figure, cell, other, *trials) for figure in figures.values()]
+        has_repeats = min(cell.num_trials, other.num_trials) >= MIN_TRIALS
+        effects = [_effect(figure, cell, other, *trials, has_repeats=has_repeats) for figure in figures.values()]
+        label = (f"{cell.load.label}, {cell.requested_prompt_tokens} in, {cell.requested_output_tokens} out"
+                 f"{'' if cell.is_stream else ', whole'}")
         found.append(CellComparison(cell=cell.id, other=side.name, different_work=work_differences(cell, other),
-                                    label=f"{cell.load.label}, {cell.requested_prompt_tokens} in, "
-                                          f"{cell.requested_output_tokens} out{'' if cell.is_stream else ', whole'}",
-                                    effects=[e for e in effects if e.metric in asked or e.base is not None
-                                             or e.other is not None]))
+                                    label=label, effects=[e for e in effects if e.metric in asked or _has_value(e)]))
+        found += _compare_stages(found[-1], cell, other, *trials, has_repeats=has_repeats)
     return found
 
 
-def _effect(figure: Figure, base: CellResult, other: CellResult, base_trials: Trials, other_trials: Trials) -> Effect:
-    has_repeats = min(base.num_trials, other.num_trials) >= MIN_TRIALS
+def _compare_stages(whole: CellComparison, base: CellResult, other: CellResult, *trials: Trials,
+                    has_repeats: bool) -> Iterator[CellComparison]:
+    """The stages that both sides came to."""
+    theirs = {stage.name: stage for stage in other.stages}
+    for stage in base.stages:
+        if stage.name not in theirs:
+            continue
+        parts = [StageTrials(side, stage.name) for side in trials]
+        effects = [_effect(figure, stage, theirs[stage.name], *parts, has_repeats=has_repeats)
+                   for figure in compared_figures()]
+        yield msgspec.structs.replace(whole, stage=stage.name, label=f"{whole.label}, stage {stage.name}",
+                                      different_work=[], effects=[e for e in effects if _has_value(e)])
+
+
+def _has_value(effect: Effect) -> bool:
+    return effect.base is not None or effect.other is not None
+
+
+def _effect(figure: Figure, base: CellResult | StageResult, other: CellResult | StageResult,
+            base_trials: Trials | StageTrials, other_trials: Trials | StageTrials, *, has_repeats: bool) -> Effect:
     return measure_effect(
         figure, *(figure.read(cell.metrics.get(figure.metric.name)) for cell in (base, other)),
         base_trials=base_trials.read(figure) if has_repeats else (),

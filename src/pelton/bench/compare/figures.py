@@ -10,6 +10,7 @@ from typing import Literal
 from pelton.bench.metrics.metric import Metric, Sample
 from pelton.bench.metrics.registry import all_metrics, find_metric
 from pelton.bench.results import Analysis, CellResult, MetricResult, Percentile, RequestRecord
+from pelton.bench.stage import stage_results
 from pelton.bench.window import find_windows
 from pelton.errors import ConfigError
 
@@ -93,20 +94,42 @@ def compared_figures() -> Iterator[Figure]:
 
 
 class Trials:
-    """The trials of one cell, each measured by itself; a metric is computed once for all its statistics."""
+    """The trials of one cell, each measured by itself; a metric is computed once for all its statistics.
+
+    Attributes:
+        load: the cell's.
+        samples: the requests of each trial.
+    """
 
     def __init__(self, cell: CellResult, measured: Sequence[RequestRecord], analysis: Analysis) -> None:
         by_trial: dict[int, list[RequestRecord]] = defaultdict(list)
         for record in measured:
             by_trial[record.trial].append(record)
-        self._samples = [Sample(by_trial[trial], cell.is_stream, windows=find_windows(cell.load, by_trial[trial]),
-                                analysis=analysis) for trial in sorted(by_trial)]
+        self.load = cell.load
+        self.samples = [Sample(by_trial[trial], cell.is_stream, windows=find_windows(cell.load, by_trial[trial]),
+                               analysis=analysis) for trial in sorted(by_trial)]
         self._results: dict[str, list[MetricResult]] = {}
 
     def read(self, figure: Figure) -> list[float | None]:
         """The figure of each trial, in order; none where the trial has too few samples for it."""
         metric = figure.metric
         if metric.name not in self._results:
-            self._results[metric.name] = [metric.measure(sample) for sample in self._samples]
-        found = [figure.read(result) for result in self._results[metric.name]]
-        return [None if isinstance(value, str) else value.value for value in found]
+            self._results[metric.name] = [metric.measure(sample) for sample in self.samples]
+        return _values(figure, self._results[metric.name])
+
+
+class StageTrials:
+    """One stage of the trials of one cell."""
+
+    def __init__(self, trials: Trials, name: str) -> None:
+        stages = (stage for sample in trials.samples for stage in stage_results(trials.load, sample))
+        self._metrics = [stage.metrics for stage in stages if stage.name == name]
+
+    def read(self, figure: Figure) -> list[float | None]:
+        """The figure of each trial that came to this stage, in order."""
+        return _values(figure, [metrics.get(figure.metric.name) for metrics in self._metrics])
+
+
+def _values(figure: Figure, results: Sequence[MetricResult | None]) -> list[float | None]:
+    found = [figure.read(result) for result in results]
+    return [None if isinstance(value, str) else value.value for value in found]

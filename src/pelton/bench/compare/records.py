@@ -60,9 +60,11 @@ class Effect(Record, kw_only=True):
 
 
 class CellComparison(Record, kw_only=True):
-    """One cell of one result against the base's."""
+    """One cell of one result, or one stage of it, against the base's."""
 
     cell: str
+    stage: str | None = None
+    """A stage of the cell's load, as it was measured; none: the whole cell."""
     other: str
     """Name of the side."""
     label: str

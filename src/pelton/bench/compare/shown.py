@@ -10,6 +10,7 @@ from pelton.bench.compare.records import CellComparison, Comparison, Effect, Sid
 
 KEY_FIGURES = ("ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "tpot_p50", "e2e_latency_p50",
                "e2e_latency_p95", "output_throughput", "request_throughput", "goodput", "cost")
+STAGE_FIGURES = ("steady_output_throughput",)  # whose window is the stage's time; the others of a load are of all of it
 METHODS = {
     "paired trials": "t interval of the paired trials' log ratios", "trials": "t interval over trials (Welch)",
     "percentile intervals": "intervals of the percentiles, combined", "none": "no interval"}
@@ -18,7 +19,8 @@ METHODS = {
 def key_effects(cell: CellComparison) -> list[Effect]:
     """The effects that a table shows; those withheld on both sides are left out."""
     by_name = {e.metric: e for e in cell.effects if e.base is not None or e.other is not None}
-    return [by_name[name] for name in KEY_FIGURES if name in by_name]
+    wanted = KEY_FIGURES if cell.stage is None else (*KEY_FIGURES, *STAGE_FIGURES)
+    return [by_name[name] for name in wanted if name in by_name]
 
 
 def extra_inputs(side: Side) -> str:
