@@ -11,9 +11,10 @@ from bisect import bisect_left
 
 
 def token_sizes(max_num_tokens: int) -> list[int]:
-    """Padded numbers of tokens of a step with prompts: at most 16 apart up to 256, 32 up to 3,072, 64 up to 4,096, then
-    128. Tiles of the library's kernels are as coarse."""
-    sizes = [*range(16, 257, 16), *range(288, 3073, 32), *range(3136, 4097, 64), *range(4224, max_num_tokens, 128)]
+    """Padded numbers of tokens of a step with prompts. A library is not faster with every token less: on an H200 steps
+    of Qwen2.5-7B took 13.4 ms at 544 tokens, 12.9 at 576 and 12.3 at 608."""
+    sizes = [*range(16, 257, 16), *range(288, 513, 32), 608, 640, *range(704, 897, 64), 928, *range(960, 4097, 64),
+             *range(4224, max_num_tokens, 128)]
     return [size for size in sizes if size < max_num_tokens] + [max_num_tokens]
 
 
