@@ -8,8 +8,8 @@
   without end may have to slow down.
 - launch.N: `Runner.forward` called at numbers of tokens that the process has not run, one after the other, with the GPU
   kept busy for some 30 ms before each. A call that waits for the device takes longer than that; beside each slow one
-  stands what torch asked of the driver meanwhile, and where the call was how long, looked up every millisecond. The
-  second round has numbers between those of the first; `quick` is the median of the calls that did not wait. Run it with
+  stands what torch asked of the driver meanwhile, and where the call was how long, looked up every millisecond; for
+  the quick ones that is told together. The second round has numbers between those of the first. Run it with
   CUDA_MODULE_LOADING=EAGER too: what is gone then was a kernel that is loaded when it is first used.
 
 Weights are made up. Prints one JSON line.
@@ -48,7 +48,7 @@ NUM_PROMPTS, PAUSE_S = 12, 0.05
 BUSY_CYCLES = 60_000_000
 SLOW_MS = 12.0
 LOOK_S = 0.001
-PLACES_SHOWN = 4
+PLACES_SHOWN = 8
 
 
 class Marks:
@@ -122,10 +122,10 @@ class Watch:
     def __exit__(self, *exc: object) -> None:
         self._is_on.clear()
 
-    def places(self) -> dict[str, float]:
-        """Milliseconds by place, the longest first. A call that keeps the interpreter's lock is charged to the place
-        where it is first seen again."""
-        return {place: round(ms, 1) for place, ms in self._ms.most_common(PLACES_SHOWN)}
+    def places(self) -> Counter[str]:
+        """Milliseconds by place. A call that keeps the interpreter's lock is charged to the place where it is first
+        seen again."""
+        return self._ms.copy()
 
     def _run(self) -> None:
         while self._is_on.wait():
@@ -136,6 +136,11 @@ class Watch:
                 self._last = now
             del frame
             time.sleep(LOOK_S)
+
+
+def longest(places: Counter[str], *, num_calls: int = 1) -> dict[str, float]:
+    """Milliseconds a call of the places with most of them."""
+    return {place: round(ms / num_calls, 2) for place, ms in places.most_common(PLACES_SHOWN)}
 
 
 def place_of(frame: FrameType) -> str:
@@ -197,10 +202,16 @@ class Bench:
     def _launch_round(self, name: str, counts: list[int]) -> dict[str, Any]:
         steps = {num_tokens: self._launch(num_tokens) for num_tokens in counts}
         times = [step["ms"] for step in steps.values()]
-        quick = [ms for ms in times if ms <= SLOW_MS]
-        return {"name": name, "unit": "ms", "num_steps": len(counts), "median": round(statistics.median(times), 2),
-                "quick": round(statistics.median(quick), 2) if quick else None, "max": max(times),
-                "slow": {str(count): step for count, step in steps.items() if step["ms"] > SLOW_MS}}
+        quick = [step for step in steps.values() if step["ms"] <= SLOW_MS]
+        slow = {str(count): {**step, "where": longest(step["where"])}
+                for count, step in steps.items() if step["ms"] > SLOW_MS}
+        record = {"name": name, "unit": "ms", "num_steps": len(counts), "median": round(statistics.median(times), 2),
+                  "max": max(times), "slow": slow}
+        if quick:
+            where = sum((step["where"] for step in quick), Counter())
+            record["quick"] = {"median": round(statistics.median(step["ms"] for step in quick), 2),
+                               "where": longest(where, num_calls=len(quick))}
+        return record
 
     def _launch(self, num_tokens: int) -> dict[str, Any]:
         runner, is_gpu = self.runner, self.marks.is_gpu
