@@ -14,7 +14,8 @@ from pelton.kernels.rotary import triton as rotary
 def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, tokens_per_block: int = 64,
            window: int | None = None, softcap: float | None = None, rotary_dim: int | None = None,
            head_norm: bool = False, num_decodes: int = 1, prompt_len: int = 9) -> None:
-    """A mixed step of decode rows and one prompt: heads are (query heads, kv heads, head_dim)."""
+    """A mixed step of decode rows and one prompt, and the same decode rows by themselves: heads are (query heads,
+    kv heads, head_dim)."""
     num_heads, num_kv_heads, head_dim = heads
     pool = torch.empty(4, 2, 2, num_kv_heads, tokens_per_block, head_dim, dtype=dtype)
     table = [0] * -(-prompt_len // tokens_per_block)
@@ -28,6 +29,11 @@ def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, 
     q, kv = rotary.rotate_and_store(qkv, angles, pool, 1, meta, num_heads=num_heads, q_norm=norm, k_norm=norm)
     plan = attention.plan(meta, pool, num_heads=num_heads, window=window)
     attention.attend(q, kv, pool, 1, plan, scale=head_dim**-0.5, softcap=softcap)
+    alone = AttentionMetadata.decodes(meta.query_start, meta.seq_lens[:num_decodes], meta.block_tables[:num_decodes],
+                                      meta.slot_mapping[:num_decodes])
+    plan = attention.plan(alone, pool, num_heads=num_heads, window=window)
+    attention.rotate_and_attend(qkv[:num_decodes], angles, pool, 1, plan, num_heads=num_heads, scale=head_dim**-0.5,
+                                softcap=softcap, q_norm=norm, k_norm=norm)
 
 
 CASES = {

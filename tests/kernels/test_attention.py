@@ -9,6 +9,8 @@ import torch
 
 from pelton.kernels.attention import cpu, reference
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.rotary import cpu as rotary_cpu
+from pelton.kernels.rotary import reference as rotary_reference
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 BLOCK = 16
@@ -83,6 +85,26 @@ def test_softcap(window, dtype):
 def test_softcap_changes_the_result():
     case = Case(MIXES["mixed"], spread=2.0)
     assert (case.run(cpu) - case.run(cpu, softcap=2.0)).abs().max() > 0.1
+
+
+def test_rotation_and_attention_in_one_call():
+    """Softcap, window and head norms get where they belong."""
+    case = Case(MIXES["mixed"])
+    num_tokens = len(case.q)
+    qkv = torch.cat((case.q, case.kv.flatten(1, 2)), dim=1).flatten(1)
+    turns = torch.randn(num_tokens, 16)
+    options = {"num_heads": 6, "scale": 0.3, "softcap": 5.0, "q_norm": torch.rand(32), "k_norm": torch.rand(32),
+               "eps": 1e-5}
+    results = []
+    for op, rotary in ((reference, rotary_reference), (cpu, rotary_cpu)):
+        pool = case.pool.clone()
+        plan = op.plan(case.meta, pool, num_heads=6, window=20)
+        angles = rotary.prepare_angles(turns.cos(), turns.sin())
+        out = op.rotate_and_attend(qkv.clone(), angles, pool, 1, plan, **options)
+        results.append((out, pool.nan_to_num(7.0)))
+    for got, want in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert not results[1][1].equal(case.pool.nan_to_num(7.0))
 
 
 def test_lengths_far_apart_run_in_groups():

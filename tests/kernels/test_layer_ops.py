@@ -165,6 +165,7 @@ def test_every_implementation_has_every_op(implementation):
     ops = load_ops(implementation)
     assert all(getattr(ops, op) is not None for op in OPS)
     assert callable(ops.attention.plan)
+    assert callable(ops.attention.rotate_and_attend)
     assert callable(ops.linear.prepare_weight)
 
 

@@ -10,7 +10,7 @@ import torch
 from helpers.attention import TOLERANCE, Case, relative_error
 from helpers.triton_interpret import DEVICE
 
-from pelton.kernels.attention import hopper_prefill
+from pelton.kernels.attention import hopper_prefill, reference
 from pelton.kernels.attention import triton as attention
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.attention.triton import DecodeConfig, PrefillConfig
@@ -199,3 +199,102 @@ def test_rotary_leaves_the_pool_alone_for_padding_tokens():
     rotary.rotate_and_store(torch.randn(2, 10 * 32, device=DEVICE), tuple(torch.randn(2, 2, 16, device=DEVICE)),
                             case.pool, 1, case.meta, num_heads=6)
     torch.testing.assert_close(case.pool, before, equal_nan=True, rtol=0, atol=0)
+
+
+NEWEST = {"first tokens": [0, 0, 3], "around tiles": [30, 31, 32, 33, 63, 64, 65], "long beside short": [3, 400, 0, 17]}
+
+
+def rotated_and_attended(case: Case, module, angles, norms: dict, *, window=None, softcap=None, **plan_options):
+    """(out, pool) of a module for the case's rows; the newest tokens' slots hold NaN until it writes them."""
+    num_kv_heads, head_dim = case.pool.shape[3], case.pool.shape[5]
+    pool = case.pool.clone()
+    blocks, offsets = case.meta.slots(case.pool.shape[4])
+    pool[:, case.layer][blocks, :, :, offsets] = float("nan")
+    qkv = torch.cat((case.q, case.kv.flatten(1, 2)), dim=1).flatten(1)
+    assert qkv.shape[1] == (case.num_heads + 2 * num_kv_heads) * head_dim
+    plan = module.plan(case.meta, pool, num_heads=case.num_heads, window=window, **plan_options)
+    out = module.rotate_and_attend(qkv, angles, pool, case.layer, plan, num_heads=case.num_heads,
+                                   scale=head_dim**-0.5, softcap=softcap, **norms)
+    return out, pool
+
+
+def check_rotated(cached: list[int], *, heads=(6, 2, 32), rotary_dim=None, has_norm=False, dtype=torch.float32,
+                  window=None, softcap=None, prompts=(), tokens_per_block=16, **config) -> None:
+    num_tokens, head_dim = len(cached) + sum(new for _, new in prompts), heads[2]
+    case = Case([(n, 1) for n in cached] + list(prompts), heads=heads, dtype=dtype, device=DEVICE,
+                tokens_per_block=tokens_per_block)
+    turns = torch.randn(num_tokens, (rotary_dim or head_dim) // 2, device=DEVICE)
+    angles = turns.cos(), turns.sin()
+    norms = torch.rand(2, head_dim, device=DEVICE) + 0.5
+    norms = {"q_norm": norms[0], "k_norm": norms[1]} if has_norm else {}
+    options = {"window": window, "softcap": softcap}
+    want, want_pool = rotated_and_attended(case, reference, angles, norms, **options)
+    config = {"decode_config": dataclasses.replace(DECODE, **config), "prefill_config": PREFILL}
+    got, pool = rotated_and_attended(case, attention, angles, norms, **config, **options)
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype == dtype
+    tolerance = TOLERANCE[dtype] * (2 if has_norm else 1)  # norm and attention round, each in an order of its own
+    assert relative_error(got, want) <= tolerance
+    assert pool.isnan().equal(want_pool.isnan())
+    assert relative_error(pool.nan_to_num(), want_pool.nan_to_num()) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cached", NEWEST.values(), ids=list(NEWEST))
+def test_rotation_within_attention(cached, dtype, has_norm):
+    """Nothing reads from the pool what the same launch writes there."""
+    check_rotated(cached, dtype=dtype, has_norm=has_norm)
+
+
+@pytest.mark.parametrize(("heads", "rotary_dim"), [((7, 1, 96), 96), ((3, 1, 48), 24), ((4, 4, 80), 80),
+                                                   ((8, 2, 64), 16), ((17, 1, 32), 32)], ids=str)
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_rotation_within_attention_of_other_heads(heads, rotary_dim, has_norm):
+    check_rotated([0, 31, 50], heads=heads, rotary_dim=rotary_dim, has_norm=has_norm)
+
+
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("tokens_per_block", [16, 64])
+def test_rotation_within_capped_attention(window, softcap, tokens_per_block):
+    check_rotated([0, 31, 32, 90], window=window, softcap=softcap, tokens_per_block=tokens_per_block)
+
+
+@pytest.mark.parametrize("hands_out", [False, True])
+@pytest.mark.parametrize("segment_cost", [1, 3])
+@pytest.mark.parametrize("slack", [0, 20])
+def test_rotation_in_shares_of_any_size(hands_out, segment_cost, slack):
+    check_rotated([100, 0, 15, 260, 31], heads=(4, 2, 16), tile=16, hands_out=hands_out, segment_cost=segment_cost,
+                  programs_per_processor=4, slack=slack)
+
+
+def test_rotation_beside_prompts():
+    check_rotated([5, 31], prompts=[(0, 33), (20, 7)])
+
+
+def test_the_pool_gets_the_bits_that_rotary_writes():
+    case = Case([(n, 1) for n in (0, 31, 32, 70)], dtype=torch.bfloat16, device=DEVICE)
+    turns = torch.randn(4, 16, device=DEVICE)
+    angles = turns.cos(), turns.sin()
+    _, pool = rotated_and_attended(case, attention, angles, {}, decode_config=DECODE)
+    qkv = torch.cat((case.q, case.kv.flatten(1, 2)), dim=1).flatten(1)
+    rotary.rotate_and_store(qkv, angles, case.pool, case.layer, case.meta, num_heads=6)
+    assert pool.nan_to_num(7.0).equal(case.pool.nan_to_num(7.0))
+
+
+def test_rows_that_pad_a_graph_write_nothing():
+    pool = torch.randn(3, 2, 2, 2, 16, 32, device=DEVICE)
+    meta = AttentionMetadata.decodes(
+        torch.arange(4, dtype=torch.int32, device=DEVICE), torch.tensor([1, 0, 0], dtype=torch.int32, device=DEVICE),
+        torch.zeros(3, 1, dtype=torch.int32, device=DEVICE), torch.tensor([5, -1, -1], device=DEVICE))
+    qkv = torch.full((3, 10 * 32), float("nan"), device=DEVICE)
+    qkv[0] = torch.randn(10 * 32)
+    angles = torch.ones(3, 16, device=DEVICE), torch.zeros(3, 16, device=DEVICE)
+    want = pool.clone()
+    want[0, 1, :, :, 5] = qkv[0].view(10, 32)[6:].view(2, 2, 32)
+    plan = attention.plan(meta, pool, num_heads=6, window=None, decode_config=DECODE)
+    out = attention.rotate_and_attend(qkv, angles, pool, 1, plan, num_heads=6, scale=1.0)
+    assert pool.equal(want)
+    assert (out[1:] == 0).all()
+    assert out[0].view(2, 3, 32).equal(want[0, 1, 1, :, 5][:, None].expand(2, 3, 32))

@@ -13,7 +13,8 @@ arguments, so layers and models never see which one runs. The functions of each 
                 rotate_and_store(qkv, angles, pool, layer, meta, ...) -> (q, kv)
     activation  act_mul(gate_up, kind) -> y
     attention   plan(meta, pool, ...) -> plan, once per step and window;
-                attend(q, kv, pool, layer, plan, ...) -> out
+                attend(q, kv, pool, layer, plan, ...) -> out;
+                rotate_and_attend(qkv, angles, pool, layer, plan, ...) -> out: rotate_and_store and attend
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Self-attention over the paged cache as a layer: projections around the rotary and attention ops."""
+"""Self-attention over the paged cache as a layer: projections around the attention op, which rotates too."""
 
 from __future__ import annotations
 
@@ -33,19 +33,17 @@ class Attention:
                                    weights.take_if(f"{prefix}.o.bias", config.output_bias), ops, group)
         self._ops = ops
         self._cache_layer = cache_layer
-        self._rotary = {"num_heads": config.num_heads // group.size, "eps": config.norm_eps}
+        self._options = {"num_heads": config.num_heads // group.size, "eps": config.norm_eps, "scale": config.scale,
+                         "softcap": config.attention_softcap}
         if config.qk_norm:
             for name in ("q_norm", "k_norm"):
                 weight = weights.take(f"{prefix}.{name}.weight")
-                self._rotary[name] = ops.norm.prepare_weight(weight, config.norm_weight_offset)
-        self._attend = {"scale": config.scale, "softcap": config.attention_softcap}
+                self._options[name] = ops.norm.prepare_weight(weight, config.norm_weight_offset)
 
     def __call__(self, x: Tensor, step: ForwardStep, *, norm: Norm | None = None,
                  residual: Tensor | None = None) -> Tensor:
         """x: [T, D] to [T, D]: residual + attention(norm(x)), norm and residual where given. Writes the step's keys
         and values into the pool."""
-        rotary, attention = self._ops.rotary, self._ops.attention
-        q, kv = rotary.rotate_and_store(self.qkv(x, norm=norm), step.angles, step.pool, self._cache_layer, step.meta,
-                                        **self._rotary)
-        out = attention.attend(q, kv, step.pool, self._cache_layer, step.plans[self.window], **self._attend)
+        out = self._ops.attention.rotate_and_attend(self.qkv(x, norm=norm), step.angles, step.pool, self._cache_layer,
+                                                    step.plans[self.window], **self._options)
         return self.o(out, residual=residual)

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pelton.kernels.attention.metadata import AttentionMetadata
-
 
 @dataclass(frozen=True)
 class ForwardStep:
@@ -16,7 +14,6 @@ class ForwardStep:
 
     pool: Tensor
     """[block, layer, 2, kv_head, token, dim]."""
-    meta: AttentionMetadata
     angles: Any
     """Of the rotary op, for the step's positions."""
     plans: dict[int | None, Any]

@@ -177,4 +177,4 @@ class Decoder:
         angles = self._ops.rotary.prepare_angles(*self._rotary(positions, rope_lens))
         plans = {window: self._ops.attention.plan(meta, kv_pool.data, num_heads=self._num_heads, window=window)
                  for window in self._windows}
-        return ForwardStep(kv_pool.data, meta, angles, plans)
+        return ForwardStep(kv_pool.data, angles, plans)

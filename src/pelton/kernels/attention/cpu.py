@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pelton.kernels.attention.metadata import AttentionMetadata
 from pelton.kernels.cpu_features import native_dtype
+from pelton.kernels.rotary import cpu as rotary
 
 _QUERY_CHUNK = 64
 """Queries of a prompt at a time: measured best of 32 to 256; scores then stay in the cache."""
@@ -64,6 +65,7 @@ class PromptRow:
 class Plan:
     """How one step's attention runs, for all layers of one window."""
 
+    meta: AttentionMetadata
     num_decodes: int
     groups: list[DecodeGroup]
     prompts: list[PromptRow]
@@ -87,7 +89,7 @@ def plan(meta: AttentionMetadata, pool: Tensor, *, num_heads: int, window: int |
         is_all = rows == list(range(num_decodes))
         groups.append(_plan_group(meta.block_tables, lens, None if is_all else rows, pool, window, dtype))
     prompts = _plan_prompts(meta, pool, window)
-    return Plan(num_decodes, groups, prompts, _causal_mask(window, dtype) if prompts else None, window, dtype)
+    return Plan(meta, num_decodes, groups, prompts, _causal_mask(window, dtype) if prompts else None, window, dtype)
 
 
 def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale: float,
@@ -105,6 +107,15 @@ def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale
     for row in plan.prompts:
         _attend_prompt(q, kv, pool, layer, row, plan, out, **options)
     return out
+
+
+def rotate_and_attend(qkv: Tensor, angles: rotary.Angles, pool: Tensor, layer: int, plan: Plan, *, num_heads: int,
+                      scale: float, softcap: float | None = None, q_norm: Tensor | None = None,
+                      k_norm: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """As the reference's."""
+    q, kv = rotary.rotate_and_store(qkv, angles, pool, layer, plan.meta, num_heads=num_heads, q_norm=q_norm,
+                                    k_norm=k_norm, eps=eps)
+    return attend(q, kv, pool, layer, plan, scale=scale, softcap=softcap)
 
 
 def _group_by_length(lens: Sequence[int], tokens_per_block: int, window: int | None) -> list[list[int]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pelton.kernels.attention.metadata import AttentionMetadata
+from pelton.kernels.rotary import reference as rotary
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale
         out[queries] = _attend_row(q[queries], keys, values, plan.window, scale, softcap).to(q.dtype)
         start += num_queries
     return out.flatten(1)
+
+
+def rotate_and_attend(qkv: Tensor, angles: rotary.Angles, pool: Tensor, layer: int, plan: Plan, *, num_heads: int,
+                      scale: float, softcap: float | None = None, q_norm: Tensor | None = None,
+                      k_norm: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """The rotary op's `rotate_and_store`, which describes the arguments, and `attend` of what it returns."""
+    q, kv = rotary.rotate_and_store(qkv, angles, pool, layer, plan.meta, num_heads=num_heads, q_norm=q_norm,
+                                    k_norm=k_norm, eps=eps)
+    return attend(q, kv, pool, layer, plan, scale=scale, softcap=softcap)
 
 
 def _gather(pool: Tensor, layer: int, table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:

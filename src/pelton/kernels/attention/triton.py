@@ -23,12 +23,15 @@ from pelton.kernels.attention.triton_prefill import prefill_kernel
 from pelton.kernels.gpu_features import LARGE_SHARED_BYTES, GpuFeatures, gpu_features
 from pelton.kernels.integers import next_power_of_2
 from pelton.kernels.launch import launch
+from pelton.kernels.rotary import triton as rotary
 
 _MAX_PROGRAMS_PER_PROCESSOR = 4
-_LEAST_EARLY_ROWS = 2
-"""Rows from which decode starts, and lets the product after it start, early. The product of one row reads through the
-cache whose room the tiles in shared memory take: multiprocessors that are never empty in between keep it that small,
-and steps of one row took 13 % longer."""
+_LEAST_SIGNAL_ROWS = 2
+"""Rows from which decode lets the product after it start early. The product of one row reads through the cache whose
+room the tiles in shared memory take: multiprocessors that are never empty in between keep it that small, and steps of
+one row took 13 % longer."""
+_MOST_ROTATED_ROWS = 8
+"""Rows up to which decode attention rotates. Beyond, programs that have less to wait for do more."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class DecodeConfig:
     hands_out: bool = True
     """Whether there are more programs than run at once where there are more (row, head)."""
     starts_early: bool = True
-    """Whether it may start before the kernel before it has ended, from _LEAST_EARLY_ROWS on."""
+    """Whether it may start before the kernel before it has ended."""
     max_registers: int | None = None
     """Per thread, where it is to fit more programs than the compiler would have."""
+    rotates: bool = True
+    """Whether `rotate_and_attend` is one launch where all rows decode."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,18 @@ class DecodePlan:
 
 
 @dataclass(frozen=True)
+class _Rotation:
+    """What queries and keys are rotated by, as the rotary op takes it."""
+
+    cos: Tensor
+    """[rows, half] float32."""
+    sin: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True)
 class PrefillPlan:
     """Tiles of the rows with several queries."""
 
@@ -165,15 +182,36 @@ def attend(q: Tensor, kv: Tensor, pool: Tensor, layer: int, plan: Plan, *, scale
            softcap: float | None = None) -> Tensor:
     """As the reference's; all keys and values are read from the pool. q may be a view with other heads behind each
     token's, as the rotary op returns it."""
-    num_heads = plan.shape.num_kv_heads * plan.shape.group
     assert q.stride()[1:] == (plan.shape.head_dim, 1), "each token's heads lie in one run"
     assert q.stride(0) % plan.shape.head_dim == 0
-    out = torch.empty(q.shape[0], num_heads * plan.shape.head_dim, dtype=q.dtype, device=q.device)
+    out = _empty_out(q, plan)
     if plan.decode is not None:
-        _launch_decode(q, pool, out, layer, plan, plan.decode, scale, softcap)
+        _launch_decode(q, None, pool, out, layer, plan, plan.decode, scale, softcap)
     if plan.prefill is not None:
         _launch_prefill(q, pool, out, layer, plan, plan.prefill, scale, softcap)
     return out
+
+
+def rotate_and_attend(qkv: Tensor, angles: rotary.Angles, pool: Tensor, layer: int, plan: Plan, *, num_heads: int,
+                      scale: float, softcap: float | None = None, q_norm: Tensor | None = None,
+                      k_norm: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """As the reference's. Where few rows decode and no others are there it is one launch, which leaves qkv as it is;
+    otherwise rotary has a launch of its own, which overwrites qkv."""
+    if plan.decode is None or plan.prefill is not None or not plan.decode.config.rotates:
+        q, kv = rotary.rotate_and_store(qkv, angles, pool, layer, plan.meta, num_heads=num_heads, q_norm=q_norm,
+                                        k_norm=k_norm, eps=eps)
+        return attend(q, kv, pool, layer, plan, scale=scale, softcap=softcap)
+    assert qkv.is_contiguous()
+    assert qkv.shape[1] == (num_heads + 2 * plan.shape.num_kv_heads) * plan.shape.head_dim
+    assert num_heads == plan.shape.num_kv_heads * plan.shape.group
+    out = _empty_out(qkv, plan)
+    _launch_decode(qkv, _Rotation(*angles, q_norm, k_norm, eps), pool, out, layer, plan, plan.decode, scale, softcap)
+    return out
+
+
+def _empty_out(tokens: Tensor, plan: Plan) -> Tensor:
+    width = plan.shape.num_kv_heads * plan.shape.group * plan.shape.head_dim
+    return torch.empty(tokens.shape[0], width, dtype=tokens.dtype, device=tokens.device)
 
 
 def decode_config_for(shape: Shape, features: GpuFeatures, num_rows: int) -> DecodeConfig:
@@ -187,7 +225,8 @@ def decode_config_for(shape: Shape, features: GpuFeatures, num_rows: int) -> Dec
     tile_bytes = 16 * 1024 if is_few else 8 * 1024
     tile = max(16, min(64, tile_bytes // (shape.dim_pad * shape.dtype.itemsize)))
     return DecodeConfig(tile=tile, num_warps=4 if is_few else 2, num_stages=3,
-                        programs_per_processor=4 if is_large and not is_few else 2)
+                        programs_per_processor=4 if is_large and not is_few else 2,
+                        rotates=num_rows <= _MOST_ROTATED_ROWS)
 
 
 def prefill_config_for(shape: Shape, features: GpuFeatures) -> PrefillConfig:
@@ -273,24 +312,35 @@ def _plan_prefill(meta: AttentionMetadata, pool: Tensor, shape: Shape,
     return PrefillPlan(config, tiles, descriptor)
 
 
-def _launch_decode(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, decode: DecodePlan, scale: float,
-                   softcap: float | None) -> None:
+def _launch_decode(tokens: Tensor, rotation: _Rotation | None, pool: Tensor, out: Tensor, layer: int, plan: Plan,
+                   decode: DecodePlan, scale: float, softcap: float | None) -> None:
+    """tokens: queries [rows, heads, head_dim], or qkv [rows, heads · head_dim] with the rotation still to be done."""
     meta, shape, config = plan.meta, plan.shape, decode.config
-    is_dependent = gpu_features(q.device).can_launch_early and config.starts_early \
-        and decode.num_rows >= _LEAST_EARLY_ROWS
+    can_signal = decode.num_rows >= _LEAST_SIGNAL_ROWS
+    is_dependent = gpu_features(tokens.device).can_launch_early and config.starts_early \
+        and (can_signal or rotation is not None)
     options: dict[str, int] = {"launch_pdl": True} if is_dependent else {}
     if config.max_registers is not None:
         options["maxnreg"] = config.max_registers
+    half_dim, has_norm, eps = 0, False, 0.0
+    cos = sin = slots = q_norm = k_norm = None
+    if rotation is not None:
+        cos, sin, slots, eps = rotation.cos, rotation.sin, meta.slot_mapping, rotation.eps
+        half_dim = cos.shape[1]
+        has_norm = rotation.q_norm is not None and rotation.k_norm is not None
+        if has_norm:
+            q_norm, k_norm = rotation.q_norm, rotation.k_norm
     runs_per_block = pool.shape[1] * 2 * shape.num_kv_heads
     launch(
         decode_kernel, (decode.work.shape[0],),
-        q, pool, out, decode.work, meta.seq_lens, meta.block_tables, decode.counters, decode.sums, decode.stats,
-        q.stride(0) // shape.head_dim, meta.block_tables.stride(0), runs_per_block, layer * 2 * shape.num_kv_heads,
-        decode.num_rows, scale, softcap or 0.0,
+        tokens, cos, sin, slots, q_norm, k_norm, pool, out, decode.work, meta.seq_lens, meta.block_tables,
+        decode.counters, decode.sums, decode.stats, tokens.stride(0) // shape.head_dim, meta.block_tables.stride(0),
+        runs_per_block, layer * 2 * shape.num_kv_heads, decode.num_rows, scale, softcap or 0.0, eps,
         NUM_KV_HEADS=shape.num_kv_heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, HEAD_DIM=shape.head_dim,
         DIM_PAD=shape.dim_pad, TOKENS_PER_BLOCK=shape.tokens_per_block, TILE=config.tile, WINDOW=plan.window,
         HAS_SOFTCAP=softcap is not None, SEGMENT_COST=config.segment_cost, STAGES=config.num_stages,
-        IS_DEPENDENT=is_dependent, num_warps=config.num_warps, **options)
+        HALF_DIM=half_dim, HAS_NORM=has_norm, IS_DEPENDENT=is_dependent, SIGNALS=is_dependent and can_signal,
+        num_warps=config.num_warps, **options)
 
 
 def _launch_prefill(q: Tensor, pool: Tensor, out: Tensor, layer: int, plan: Plan, prefill: PrefillPlan, scale: float,

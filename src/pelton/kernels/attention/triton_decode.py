@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from pelton.kernels.attention.triton_newest import begin_with_newest
 from pelton.kernels.attention.triton_pages import LOWEST, accumulate, score_factor, scores_of, tile_blocks, tile_offsets
 
 WORK_WIDTH = 8
@@ -139,18 +140,26 @@ def assign_kernel(seq_lens, tables, work, table_stride, num_rows, num_programs, 
     tl.store(entry + 7, tl.load(seq_lens + row + 1, mask=row + 1 < num_rows, other=0))
 
 
-@triton.jit(do_not_specialize=["work", "seq_lens", "tables", "counters", "heads_per_token", "table_stride",
+@triton.jit(do_not_specialize=["slots", "work", "seq_lens", "tables", "counters", "heads_per_token", "table_stride",
                                "runs_per_block", "first_run", "num_rows"])
-def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stats,
-                  heads_per_token, table_stride, runs_per_block, first_run, num_rows, scale, softcap,
+def decode_kernel(q_ptr, cos_ptr, sin_ptr, slots, q_norm, k_norm, pool, out, work, seq_lens, tables, counters, sums,
+                  stats, heads_per_token, table_stride, runs_per_block, first_run, num_rows, scale, softcap, eps,
                   NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr,
                   DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
                   HAS_SOFTCAP: tl.constexpr, SEGMENT_COST: tl.constexpr, STAGES: tl.constexpr,
-                  IS_DEPENDENT: tl.constexpr):
+                  HALF_DIM: tl.constexpr, HAS_NORM: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+                  SIGNALS: tl.constexpr):
     """One program's share of the step's decode rows.
+
+    Where HALF_DIM is not 0, queries and keys are still to be rotated, and the newest keys and values are not in the
+    pool yet: `begin_with_newest`. Then nothing that the launch before writes is read before its queries, so that the
+    first tiles of keys are asked for before that launch has ended.
+
+    IS_DEPENDENT: it may start before the launch before has ended. SIGNALS: the launch after it may.
 
     Args:
         q_ptr: [rows, heads_per_token, HEAD_DIM], of which the first NUM_KV_HEADS · GROUP heads are queries.
+        cos_ptr, sin_ptr, slots, q_norm, k_norm, eps: of `begin_with_newest`.
         pool: [block, layer, 2, kv_head, token, dim].
         out: [rows, NUM_KV_HEADS · GROUP · HEAD_DIM].
         work: [programs, WORK_WIDTH] of `assign_kernel`.
@@ -159,7 +168,7 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
             (row, head), slot 2p for one that goes on with it.
         stats: [2 · programs, 2, GROUP] float32: largest score, sum of weights.
     """
-    if IS_DEPENDENT:
+    if SIGNALS:
         gdc_launch_dependents()
     program = tl.program_id(0)
     entry = work + program * 8
@@ -182,7 +191,7 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
     else:
         blocks, after_blocks = _first_blocks(tables, table_stride, row, seq_len, tl.maximum(skipped - cost, 0),
                                              TOKENS_PER_BLOCK, TILE, WINDOW)
-    if IS_DEPENDENT:
+    if IS_DEPENDENT and HALF_DIM == 0:
         gdc_wait()  # before anything else is read or written: what came before may still be using it
     while (row < num_rows) & (unit < stop):
         first_tile, num_tiles = _tiles_of(seq_len, TILE, WINDOW)
@@ -198,11 +207,12 @@ def decode_kernel(q_ptr, pool, out, work, seq_lens, tables, counters, sums, stat
         next_blocks, next_after = _first_blocks(tables, table_stride, next_row, next_len, 0, TOKENS_PER_BLOCK, TILE,
                                                 WINDOW)
         if end > begin:
-            queries = q_ptr + (row.to(tl.int64) * heads_per_token + head * GROUP + group[:, None]) * HEAD_DIM
+            is_newest = (end == num_tiles) & (seq_len > 0)
             acc, largest, total = _attend_tiles(
-                queries + dims[None, :], is_query, pool, blocks, after_blocks, tables, table_stride, row, seq_len,
-                first_tile + begin, first_tile + end, first_run + head, runs_per_block, scale, softcap, NUM_KV_HEADS,
-                GROUP_PAD, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE, WINDOW, HAS_SOFTCAP, STAGES)
+                q_ptr, cos_ptr, sin_ptr, slots, q_norm, k_norm, pool, blocks, after_blocks, tables, table_stride, row,
+                head, seq_len, first_tile + begin, first_tile + end, is_newest, heads_per_token, first_run + head,
+                runs_per_block, scale, softcap, eps, NUM_KV_HEADS, GROUP, GROUP_PAD, HEAD_DIM, DIM_PAD,
+                TOKENS_PER_BLOCK, TILE, WINDOW, HAS_SOFTCAP, STAGES, HALF_DIM, HAS_NORM, IS_DEPENDENT)
             if (begin == 0) & (end == num_tiles):
                 _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS, GROUP, HEAD_DIM)
             else:
@@ -245,35 +255,47 @@ def _write(out, row, head, acc, total, group, dims, NUM_KV_HEADS: tl.constexpr, 
 
 
 @triton.jit
-def _attend_tiles(queries, is_query, pool, blocks, after_blocks, tables, table_stride, row, seq_len, begin, end, run,
-                  runs_per_block, scale, softcap, NUM_KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
-                  HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr,
-                  WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, STAGES: tl.constexpr):
-    """Queries at `queries` [GROUP_PAD, DIM_PAD] over tiles [begin, end) of a row's keys.
+def _attend_tiles(q_ptr, cos_ptr, sin_ptr, slots, q_norm, k_norm, pool, blocks, after_blocks, tables, table_stride, row,
+                  head, seq_len, begin, end, is_newest, heads_per_token, run, runs_per_block, scale, softcap, eps,
+                  NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr,
+                  DIM_PAD: tl.constexpr, TOKENS_PER_BLOCK: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
+                  HAS_SOFTCAP: tl.constexpr, STAGES: tl.constexpr, HALF_DIM: tl.constexpr, HAS_NORM: tl.constexpr,
+                  IS_DEPENDENT: tl.constexpr):
+    """The queries of one (row, head) over tiles [begin, end) of the row's keys.
 
     Args:
         blocks, after_blocks: of `tile_blocks`, for tiles begin and begin + 1.
+        is_newest: whether the newest token is in the last of them.
     """
-    dims = tl.arange(0, DIM_PAD)
+    group = tl.arange(0, GROUP_PAD)[:, None]
+    dims = tl.arange(0, DIM_PAD)[None, :]
     tokens = tl.arange(0, TILE)
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     largest = tl.full([GROUP_PAD], LOWEST, tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     table = tables + row.to(tl.int64) * table_stride
-    q = tl.zeros([GROUP_PAD, DIM_PAD], queries.dtype.element_ty)
+    q = tl.zeros([GROUP_PAD, DIM_PAD], q_ptr.dtype.element_ty)
     factor = score_factor(scale, softcap, HAS_SOFTCAP)
+    num_cached = seq_len - 1 if HALF_DIM > 0 else seq_len
     for tile in tl.range(begin, end, num_stages=STAGES):
         position = tile * TILE + tokens
-        is_seen = position < seq_len
+        is_seen = position < num_cached
         if WINDOW > 0:
             is_seen = is_seen & (position >= seq_len - WINDOW)
         # Slots past the end, or before the window, may hold anything, even NaN, which no weight of 0 would mend.
-        mask = is_seen[:, None] & (dims[None, :] < HEAD_DIM)
+        mask = is_seen[:, None] & (dims < HEAD_DIM)
         at = pool + tile_offsets(blocks, tile, run, runs_per_block, HEAD_DIM, DIM_PAD, TOKENS_PER_BLOCK, TILE)
         k = tl.load(at, mask=mask, other=0.0)
         v = tl.load(at + NUM_KV_HEADS * TOKENS_PER_BLOCK * HEAD_DIM, mask=mask, other=0.0).to(q.dtype)
         if tile == begin:  # in the loop, so that the first keys and values are asked for before this is waited for
-            q = tl.load(queries, mask=is_query, other=0.0)
+            if HALF_DIM > 0:
+                q, acc, largest, total = begin_with_newest(
+                    q_ptr, cos_ptr, sin_ptr, slots, q_norm, k_norm, pool, row, head, is_newest, heads_per_token, run,
+                    runs_per_block, scale, softcap, factor, eps, NUM_KV_HEADS, GROUP, GROUP_PAD, HEAD_DIM, DIM_PAD,
+                    HALF_DIM, HAS_NORM, TOKENS_PER_BLOCK, HAS_SOFTCAP, IS_DEPENDENT)
+            else:
+                queries = q_ptr + (row.to(tl.int64) * heads_per_token + head * GROUP + group) * HEAD_DIM
+                q = tl.load(queries + dims, mask=(group < GROUP) & (dims < HEAD_DIM), other=0.0)
         scores = scores_of(q, k, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
         acc, largest, total = accumulate(scores, factor, v, acc, largest, total)

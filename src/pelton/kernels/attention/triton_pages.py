@@ -56,10 +56,15 @@ def scores_of(q, k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
     k = k.to(q.dtype)
     if _IS_INTERPRETED:  # the interpreter multiplies bfloat16 as the integers it keeps them in
         q, k = q.to(tl.float32), k.to(tl.float32)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    return capped(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, softcap, HAS_SOFTCAP)
+
+
+@triton.jit
+def capped(products, scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    """Scores as `scores_of` gives them, of products q·k."""
     if HAS_SOFTCAP:
-        scores = 2.0 * tl.sigmoid(scores * (2.0 * scale / softcap)) - 1.0  # tanh
-    return scores
+        products = 2.0 * tl.sigmoid(products * (2.0 * scale / softcap)) - 1.0  # tanh
+    return products
 
 
 @triton.jit

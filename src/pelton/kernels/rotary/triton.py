@@ -96,8 +96,8 @@ def rotate_and_store_kernel(qkv, cos_ptr, sin_ptr, pool, slots, q_norm, k_norm, 
             tl.store(x + rest_dims[None, :], rest, mask=rest_mask & (is_value == 0)[:, None])
     cos = tl.load(cos_ptr + token * HALF_DIM + dims, mask=dims < HALF_DIM, other=0.0)[None, :]
     sin = tl.load(sin_ptr + token * HALF_DIM + dims, mask=dims < HALF_DIM, other=0.0)[None, :]
-    turned_first = tl.where(is_value[:, None], first_raw, (first * cos - second * sin).to(first_raw.dtype))
-    turned_second = tl.where(is_value[:, None], second_raw, (second * cos + first * sin).to(first_raw.dtype))
+    turned_first = tl.where(is_value[:, None], first_raw, turned(first, second, cos, -sin).to(first_raw.dtype))
+    turned_second = tl.where(is_value[:, None], second_raw, turned(second, first, cos, sin).to(first_raw.dtype))
     mask_turned = mask & (is_value == 0)[:, None]
     tl.store(x + dims[None, :], turned_first, mask=mask_turned)
     tl.store(x + HALF_DIM + dims[None, :], turned_second, mask=mask_turned)
@@ -112,6 +112,13 @@ def rotate_and_store_kernel(qkv, cos_ptr, sin_ptr, pool, slots, q_norm, k_norm, 
         at += rest_dims[None, :]
         kept = rest if HAS_NORM else rest_raw
         tl.store(at, kept.to(pool.dtype.element_ty), mask=rest_mask & is_stored[:, None])
+
+
+@triton.jit
+def turned(x, partner, cos, sin):
+    """x after a turn with the dimension that turns with it; sin is negative for those of the first half. One rounding
+    of the product and one of the sum, spelt out: kernels that rotate elsewhere get the same bits."""
+    return tl.fma(x, cos, partner * sin)
 
 
 @triton.jit
