@@ -26,6 +26,8 @@ _SAMPLINGS = (  # between them they take every path of the sampler
     SamplingParams(min_p=0.01),
     SamplingParams(logprobs=3, prompt_logprobs=2),
 )
+_MANY_ROWS = 33
+"""Torch's own kernels are others from 17 indices on."""
 
 
 def warm_up(runner: Runner, wait_for_weights: Callable[[], None]) -> None:
@@ -37,6 +39,7 @@ def warm_up(runner: Runner, wait_for_weights: Callable[[], None]) -> None:
         _run(runner, _prompt(runner, num_tokens), _GREEDY)
     for sampling in _SAMPLINGS:
         _run(runner, _mixed(runner, min(most, 8), sampling), sampling)
+    _run(runner, _many(runner), _GREEDY, num_slots=_num_many(runner))
     for num_tokens in token_sizes(runner.limits.max_num_tokens):
         runner.run_products(num_tokens)
     wait_for_weights()
@@ -55,12 +58,12 @@ def token_counts(most: int) -> list[int]:
     return sorted(counts)
 
 
-def _run(runner: Runner, batches: Iterator[Batch], sampling: SamplingParams) -> None:
+def _run(runner: Runner, batches: Iterator[Batch], sampling: SamplingParams, *, num_slots: int = 1) -> None:
     for batch in batches:
         step = runner.forward(batch)
         runner.sample(step, {0: [1]} if sampling.needs_counts else None)
         step.result()
-    runner.forget([0])
+    runner.forget(list(range(num_slots)))
 
 
 def _prompt(runner: Runner, num_tokens: int) -> Iterator[Batch]:
@@ -79,6 +82,19 @@ def _mixed(runner: Runner, num_tokens: int, sampling: SamplingParams) -> Iterato
         yield Batch(2, [0, 1], [num_tokens + 1, 0], [1, 1], [True, True], 1, [second], [], [])
     last = SlotInit(0, [0], 1, [0], _GREEDY, 0, ())  # slots are freed by the batch after
     yield Batch(3, [0], [0], [1], [True], 0, [last], [], [0, 1] if has_two else [0])
+
+
+def _num_many(runner: Runner) -> int:
+    return min(_MANY_ROWS, runner.limits.max_batch_size, runner.limits.max_num_tokens)
+
+
+def _many(runner: Runner) -> Iterator[Batch]:
+    """As many prompts of one token, then all but one of them decode, beside a prompt again."""
+    num = _num_many(runner)
+    slots, ones, sampled = list(range(num)), [1] * num, [True] * num
+    new = [SlotInit(slot, [0], 1, [0], _GREEDY, 0, ()) for slot in slots]
+    yield Batch(0, slots, [0] * num, ones, sampled, 0, new, [], [])
+    yield Batch(1, slots, [*ones[1:], 0], ones, sampled, num - 1, [new[-1]], [], [num - 1])
 
 
 def _first(runner: Runner, num_tokens: int, sampling: SamplingParams) -> SlotInit:
