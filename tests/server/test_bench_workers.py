@@ -57,6 +57,21 @@ def test_two_processes_measure_as_one(tmp_path, load):
         assert server.peak_in_flight == 5
 
 
+@pytest.mark.parametrize("num_warmup", [0, 3])
+def test_two_processes_count_a_stage_together(tmp_path, num_warmup):
+    """The first stage has a slot in one of the processes only; the other follows its clock all the same."""
+    cell, records, server = sweep(tmp_path, stages="c1:4req,c5:37req,c2:0.1,c3:11req", num_warmup=num_warmup)
+    stages = {name: [r for r in records if r.stage == name] for name in (s.name for s in cell.load.stages)}
+    assert cell.status == "complete"
+    assert [len(stages[s.name]) for s in cell.load.stages if s.num_requests] == [4, 37, 11]
+    assert [s.peak_in_flight for s in cell.stages][:2] == [1, 5]
+    assert {r.worker for r in stages["2: 5 in flight"]} == {0, 1}
+    assert len({r.index for r in records if not r.is_warmup}) == sum(not r.is_warmup for r in records)
+    begins = [min(r.scheduled_us for r in part) for part in stages.values()]
+    assert begins == sorted(begins)
+    assert server.peak_in_flight == 5
+
+
 def test_a_client_that_is_too_busy_measures_again_from_more_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "MAX_CPU_SHARE", -1.0)
     monkeypatch.setattr(crew, "most_workers", lambda host: 2)

@@ -135,8 +135,6 @@ class _Sender:
         """Sends what is prepared, from several processes or from this one; only this one can make `more`."""
         means, job, client = self._means, self._job, self._target.client
         num_workers = min(means.num_workers, job.concurrency or means.num_workers)
-        if any(stage.num_requests for stage in job.stages):
-            num_workers = 1  # whoever counts a stage's requests must see them all
         if num_workers > 1:
             return await means.pool.run(job, prepared, num_workers=num_workers, voice=self._voice_spec,
                                         on_pulse=means.on_pulse)

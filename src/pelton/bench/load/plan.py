@@ -41,6 +41,8 @@ class LoadJob(msgspec.Struct, kw_only=True):
     """This process's first slot among those of all processes."""
     slot_step: int = 1
     """From one slot of this process to its next."""
+    board: str | None = None
+    """File by which the processes of a staged load agree (board.py); none: there is one process."""
     start_ns: int = 0
     """Time 0 of an open loop."""
     ramp_up_ns: int = 0

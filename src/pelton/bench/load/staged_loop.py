@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from typing import TypeVar
 
 from pelton.bench.client import now_ns
+from pelton.bench.load.board import LOOK_EVERY_S, Board
 from pelton.bench.load.clock import sleep_until
 from pelton.bench.load.plan import LoadJob
 from pelton.bench.load.tally import Tally, Verdict
@@ -20,26 +23,35 @@ async def run_staged_loop(units: Iterator[U], perform: Callable[[U, int], Awaita
                           tally: Tally) -> None:
     """Keeps as many units in flight as the stages want, until the last one ends, no unit is left or no more may start.
 
-    The first measured unit starts the first stage's time; warm-up units are sent at its beginning's level. A slot that
-    closes lets its unit end and starts no other.
+    The first measured unit, of whichever process, starts the first stage's time; warm-up units are sent at its
+    beginning's level. A slot that closes lets its unit end and starts no other.
     """
-    gate = _Gate(job)
+    with closing(Board(job.stages, job.board)) as board:
+        await _run_slots(units, perform, _Gate(job, board), num_slots=job.concurrency, tally=tally)
+
+
+async def _run_slots(units: Iterator[U], perform: Callable[[U, int], Awaitable[None]], gate: _Gate, *, num_slots: int,
+                     tally: Tally) -> None:
+    put_back: deque[U] = deque()
 
     async def keep_busy(slot: int) -> None:
         while await gate.opens(slot):
-            unit = next(units, None)
+            unit = put_back.popleft() if put_back else next(units, None)
+            if unit is not None and not unit.is_warmup:
+                unit.stage = gate.pass_one()
+                if unit.stage is None:
+                    put_back.append(unit)
+                    continue
             verdict = Verdict.STOP if unit is None else tally.judge(is_warmup=unit.is_warmup)
             if verdict is Verdict.STOP:
                 gate.shut()
             elif verdict is Verdict.START:
-                if not unit.is_warmup:
-                    unit.stage = gate.pass_one()
                 await perform(unit, now_ns())
 
     async with asyncio.TaskGroup() as tasks:
         conductor = tasks.create_task(gate.follow_the_stages())
         async with asyncio.TaskGroup() as slots:
-            for slot in range(job.concurrency):
+            for slot in range(num_slots):
                 slots.create_task(keep_busy(slot))
         conductor.cancel()
 
@@ -47,27 +59,30 @@ async def run_staged_loop(units: Iterator[U], perform: Callable[[U, int], Awaita
 class _Gate:
     """Says which slots may start a unit now. Of several processes each has every nth slot."""
 
-    def __init__(self, job: LoadJob) -> None:
+    def __init__(self, job: LoadJob, board: Board) -> None:
         self._stages = job.stages
         self._first_slot, self._slot_step = job.first_slot, job.slot_step
-        self._has_begun = self._is_shut = False
+        self._board = board
+        self._is_shut = False
         self._changed = asyncio.Event()
-        self._enter(job.stages[0])
+        self._enter(0)
 
     async def opens(self, slot: int) -> bool:
         """Waits until the slot may start a unit; False when it never may again."""
         number = self._first_slot + slot * self._slot_step
-        while not self._is_shut and (number >= self._level or self._num_left == 0):
+        while not self._is_shut and (number >= self._level or self._is_spent):
             await self._changed.wait()
         return not self._is_shut
 
-    def pass_one(self) -> str:
-        """Counts a measured unit and names its stage."""
-        self._has_begun = True
-        if self._num_left is not None:
-            self._num_left -= 1
+    def pass_one(self) -> str | None:
+        """Counts a measured unit and names its stage; none when the stage, by its count, takes no more."""
+        self._board.begin()
+        stage = self._stages[self._stage]
+        if stage.num_requests is not None:
+            has_place = self._board.claim(self._stage)
+            self._is_spent = bool(self._board.ended_ns(self._stage))
         self._tell()
-        return self._stage.name
+        return stage.name if stage.num_requests is None or has_place else None
 
     def shut(self) -> None:
         self._is_shut = True
@@ -75,16 +90,12 @@ class _Gate:
 
     async def follow_the_stages(self) -> None:
         """From the first measured unit on; what ends a stage by count is its last unit's start."""
-        while not self._has_begun:
-            await self._changed.wait()
-        at_ns = now_ns()
-        for stage in self._stages:
-            if stage is not self._stage:
-                self._enter(stage)
+        at_ns = await self._moment(lambda: self._board.began_ns)
+        for number, stage in enumerate(self._stages):
+            if number:
+                self._enter(number)
             if stage.num_requests is not None:
-                while self._num_left:
-                    await self._changed.wait()
-                at_ns = now_ns()
+                at_ns = await self._moment(lambda: self._board.ended_ns(self._stage))
                 continue
             for after_s, level in changes(stage):
                 await sleep_until(at_ns + round(after_s * 1e9))
@@ -94,8 +105,17 @@ class _Gate:
             await sleep_until(at_ns)
         self.shut()
 
-    def _enter(self, stage: LoadStage) -> None:
-        self._stage, self._level, self._num_left = stage, stage.concurrency, stage.num_requests
+    async def _moment(self, read: Callable[[], int]) -> int:
+        """Waits until something has happened, here or in another process, and says when."""
+        while not (at_ns := read()):
+            if self._board.is_shared:
+                await asyncio.sleep(LOOK_EVERY_S)
+            else:
+                await self._changed.wait()
+        return at_ns
+
+    def _enter(self, number: int) -> None:
+        self._stage, self._level, self._is_spent = number, self._stages[number].concurrency, False
         self._tell()
 
     def _tell(self) -> None:

@@ -7,12 +7,15 @@ import contextlib
 import functools
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
 from pelton.bench.client import Client, now_ns
 from pelton.bench.conversation import VoiceSpec
+from pelton.bench.load.board import write_board
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.sessions import Script
 from pelton.bench.load.tally import LoadResult
@@ -50,6 +53,15 @@ class WorkerPool:
             PeltonError: a process died.
         """
         await self.grow(num_workers)
+        with tempfile.TemporaryDirectory() as folder:
+            if job.stages:
+                board = Path(folder) / "board"
+                write_board(job.stages, board)
+                job = msgspec.structs.replace(job, board=str(board))
+            return await self._run(job, units, num_workers=num_workers, voice=voice, on_pulse=on_pulse)
+
+    async def _run(self, job: LoadJob, units: Sequence[Planned] | Sequence[Script], *, num_workers: int,
+                   voice: VoiceSpec | None, on_pulse: OnPulse | None) -> list[LoadResult]:
         processes = self._processes[:num_workers]
         for process, part in zip(processes, share_out(job, units, num_workers, voice)):
             await _order(process, part)
