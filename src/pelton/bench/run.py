@@ -133,6 +133,7 @@ class Run:
                 await self._measure_trial(spec, trial, target, start_ns, deadline_ns, budget, crew)
             while self._stop_reason is None and (cut := self._next_cut(budget)) is not None:
                 self._keep_what_there_is(target, start_ns)
+                self._progress.say(f"there is time left for all of {cut.spec.id}, which was cut short")
                 await self._measure_trial(cut.spec, cut.trial, target, start_ns, budget.end_ns, budget, crew)
             self._watch.stop()
             # Once more with all that was watched: a reading may have come after its cell.
