@@ -103,6 +103,10 @@ def milliseconds(run: Callable[[], None], num_replays: int = 15) -> float:
     return statistics.median(times)
 
 
+def _describe(choice: Choice) -> str:
+    return f"{choice.kernel} {choice.config}{'' if choice.fuses_norm else ', norm apart'}"
+
+
 def search(chain: Chain, num_rows: int, start: dict[str, Choice],
            capability: int) -> tuple[dict[str, Choice], list[str]]:
     """Choices that make the chain faster than `start` does, and a line for each that was tried.
@@ -115,12 +119,12 @@ def search(chain: Chain, num_rows: int, start: dict[str, Choice],
         return milliseconds(chain.step(num_rows, lambda name: choices[name]), num_replays=7)
 
     for name, product in PRODUCTS.items():
-        for candidate in candidates(product.shape, num_rows, capability):
+        for candidate in candidates(product.shape, num_rows, capability, has_norm=product.has_norm):
             if candidate == chosen[name]:
                 continue
             pairs = [(time_chain(chosen), time_chain({**chosen, name: candidate})) for _ in range(2)]
             told.append(f"{name}: {pairs[0][0]:.3f} {pairs[0][1]:.3f}, {pairs[1][0]:.3f} {pairs[1][1]:.3f} ms with "
-                        f"{candidate.kernel} {candidate.config}")
+                        f"{_describe(candidate)}")
             if all(other < 0.998 * now for now, other in pairs):
                 chosen[name] = candidate
     return chosen, told
@@ -164,7 +168,7 @@ def main() -> None:
               f"{alone:>18.3f}", flush=True)
         records.append({"rows": num_rows, "ms": ours, "tb_per_s": tb_per_s, "library_ms": library,
                         "products_alone_ms": alone, "searched": told,
-                        "choices": {name: f"{choice.kernel} {choice.config}" for name, choice in chosen.items()}})
+                        "choices": {name: _describe(choice) for name, choice in chosen.items()}})
     print_json({"benchmark": "gpu_linear_chain", "gpu": torch.cuda.get_device_name(device), **environment(),
                 "tune_seconds": tune_seconds, "records": records,
                 "tuning": [m.to_json() for m in measured]}, args.output)

@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 from pelton.kernels.activation.reference import act_mul
 from pelton.kernels.gpu_features import gpu_features
 from pelton.kernels.linear import triton as linear
-from pelton.kernels.linear.choices import Choice, Shape, default_choice
+from pelton.kernels.linear.choices import ROW_BUCKETS, Choice, Shape, bucket_of, default_choice
+from pelton.kernels.linear.cluster import ClusterConfig
 from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.linear.tuning import Product, candidates, tune
 from pelton.kernels.linear.workspace import workspace
@@ -50,6 +51,8 @@ class Problem:
         self.weight = torch.randn(n, k, **options) / k**0.5
         self.bias = torch.randn(n, **options) if product.has_bias else None
         self.norm = Norm(torch.rand(k, **options) + 0.5, 1e-5) if product.has_norm else None
+        if product.has_norm:  # which rows of any size come out of alike
+            self.x *= 2.0 ** torch.randint(-4, 5, (num_rows, 1), device="cuda")
         num_outputs = n // 2 if product.shape.is_gated else n
         self.residual = torch.randn(num_rows, num_outputs, **options) if product.has_residual else None
 
@@ -79,23 +82,44 @@ class Problem:
 
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("num_rows", [1, 2, 8, 13, 33, 64, 100, 300])
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 13, 20, 33, 64, 100, 150, 200, 300])
 def test_default_choice(name, dtype, num_rows):
     product = PRODUCTS[name]
     problem = Problem(product, num_rows, dtype)
-    bucket = next((b for b in (1, 8, 16, 32, 64, 128, 256) if num_rows <= b), 256)
+    bucket = bucket_of(num_rows) or ROW_BUCKETS[-1]
     choice = default_choice(product.shape, bucket, gpu_features(problem.x.device).capability)
     assert problem.error(choice) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("num_rows", [1, 7, 16, 32, 50, 128])
+@pytest.mark.parametrize("num_rows", [1, 7, 16, 32, 50, 128, 200])
 def test_every_candidate(name, num_rows):
     product = PRODUCTS[name]
     problem = Problem(product, num_rows, torch.bfloat16)
-    bucket = next(b for b in (1, 8, 16, 32, 64, 128) if num_rows <= b)
-    for choice in candidates(product.shape, bucket, gpu_features(problem.x.device).capability):
+    bucket = bucket_of(num_rows)
+    capability = gpu_features(problem.x.device).capability
+    for choice in candidates(product.shape, bucket, capability, has_norm=product.has_norm):
         assert problem.error(choice) <= TOLERANCE[torch.bfloat16], choice
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("x_rows", [8, 16, 32, 64])
+def test_cluster_with_the_norm(x_rows, dtype):
+    """Every number of input rows, whole and not, in one and more blocks; K in one and in two, and no whole steps."""
+    if gpu_features(torch.device("cuda", 0)).capability != 90:
+        pytest.skip("needs Hopper")
+    for product, num_splits in ((ODD, 1), (ODD, 2), (replace(ODD_GATED, shape=Shape(656, 904, is_gated=True)), 1)):
+        for num_rows in (x_rows, x_rows - 3, 2 * x_rows + 1):
+            problem = Problem(product, num_rows, dtype)
+            choice = Choice(ClusterConfig(x_rows, 48, 4, num_splits, x_stages=3))
+            assert problem.error(choice) <= TOLERANCE[dtype], (product, num_rows, choice)
+            assert problem.run(choice).equal(problem.run(choice))
+
+
+def test_cluster_leaves_a_norm_of_another_type_to_its_own_kernel():
+    problem = Problem(QKV, 40, torch.bfloat16)
+    problem.norm = Norm(problem.norm.weight.float(), 1e-5)
+    assert problem.error(Choice(ClusterConfig(64, 96, 4))) <= TOLERANCE[torch.bfloat16]
 
 
 def test_same_bits_every_time_and_in_a_graph():

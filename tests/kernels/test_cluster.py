@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from pelton.kernels.linear import cluster, tuning
 from pelton.kernels.linear.choices import Shape, default_choice
-from pelton.kernels.linear.cluster import ClusterConfig, Variant, fitting
+from pelton.kernels.linear.cluster import MAX_NORM_ROWS, ClusterConfig, Variant, fitting
 
 SHAPES = [Shape(6144, 4096), Shape(4096, 4096), Shape(28672, 4096, is_gated=True), Shape(4096, 14336),
           Shape(128256, 4096), Shape(4608, 3584), Shape(37888, 3584, is_gated=True), Shape(3584, 18944),
           Shape(1000, 1544), Shape(656, 904, is_gated=True)]
-BUCKETS = (64, 128, 256)
+BUCKETS = (32, 64, 128, 192, 256)
 SHARED_BYTES = 227 << 10
 """The most that a block may have on compute capability 9.0."""
 
@@ -33,7 +34,7 @@ def test_cuts_fit_a_multiprocessor(configs):
     assert configs
     for config in configs:
         assert config.shared_bytes <= SHARED_BYTES, config
-        assert config.num_stages >= 2, config
+        assert config.num_stages >= (config.x_stages or 2) >= 2, config
         assert config.w_rows % 16 == 0, config
         assert config.w_rows <= 256, config
 
@@ -73,10 +74,11 @@ def test_built_in_cuts_compile_and_spill_nothing(tmp_path):
     activations = itertools.cycle(("silu", "gelu_tanh", "gelu"))
     variants = {
         Variant(choice.config, next(activations) if shape.is_gated else None, has_bias=shape.n > 4096,
-                has_residual=shape.n <= 4096, out_float=False, is_half=bucket == 128)
+                has_residual=shape.n <= 4096, has_norm=shape.n > 4096 and choice.config.x_rows <= MAX_NORM_ROWS,
+                out_float=False, is_half=bucket == 128)
         for shape, bucket in itertools.product(SHAPES[:4], BUCKETS)
         if (choice := default_choice(shape, bucket, 90)).kernel == "cluster"}
-    variants.add(Variant(ClusterConfig(256, 128, 4), None, False, False, out_float=True, is_half=False))
+    variants.add(Variant(ClusterConfig(256, 128, 4), None, False, False, False, out_float=True, is_half=False))
     for index, variant in enumerate(variants):
         (tmp_path / f"{index}.cu").write_text(variant.source())
     done = subprocess.run(["nvcc", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "--threads", "2",
@@ -85,16 +87,17 @@ def test_built_in_cuts_compile_and_spill_nothing(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Used ") == len(variants)
     assert done.stderr.count(" 0 bytes spill stores") == len(variants)
+    assert "wgmma.mma_async instructions are serialized" not in done.stderr
 
 
 def test_source_depends_on_every_option():
     config = ClusterConfig(64, 96, 4)
-    base = Variant(config, None, has_bias=False, has_residual=False, out_float=False, is_half=False)
-    others = [Variant(config, "silu", False, False, False, False), Variant(config, None, True, False, False, False),
-              Variant(config, None, False, True, False, False), Variant(config, None, False, False, True, False),
-              Variant(config, None, False, False, False, True),
-              Variant(ClusterConfig(64, 96, 4, 2), None, False, False, False, False)]
-    assert len({variant.source() for variant in (base, *others)}) == 7
+    base = Variant(config, None, has_bias=False, has_residual=False, has_norm=False, out_float=False, is_half=False)
+    flags = ("has_bias", "has_residual", "has_norm", "out_float", "is_half")
+    others = [replace(base, act="silu"), *(replace(base, config=replace(config, **{name: 2}))
+                                           for name in ("num_stages", "num_splits", "x_stages")),
+              *(replace(base, **{name: True}) for name in flags)]
+    assert len({variant.source() for variant in (base, *others)}) == 10
 
 
 def test_missing_bindings_are_found_out(monkeypatch):

@@ -123,7 +123,7 @@ def test_activation(kind, width):
 
 
 def test_buckets():
-    assert [bucket_of(rows) for rows in (1, 2, 8, 9, 64, 65, 256, 257)] == [1, 8, 8, 16, 64, 128, 256, None]
+    assert [bucket_of(rows) for rows in (1, 2, 8, 9, 64, 65, 129, 193, 257)] == [1, 8, 8, 16, 64, 128, 192, 256, None]
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100])

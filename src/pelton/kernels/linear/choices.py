@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pelton.kernels.linear.cluster import ClusterConfig, fitting
+from pelton.kernels.linear.cluster import MAX_NORM_ROWS, NUM_MULTIPROCESSORS, ClusterConfig, fitting
 from pelton.kernels.linear.stream import StreamConfig
 from pelton.kernels.linear.tiles import TileConfig
 from pelton.kernels.linear.vector import VectorConfig
 
-ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 256)
+ROW_BUCKETS = (1, 8, 16, 32, 64, 128, 192, 256)
 """A product of M rows runs as chosen for the first bucket that holds M; above the last the library takes it."""
 _CONFIGS = {"vector": VectorConfig, "stream": StreamConfig, "tiles": TileConfig, "cluster": ClusterConfig}
 MAX_FUSED_NORM_ROWS = 16
-"""Up to here a product's programs each norm the input for themselves; beyond, a kernel before it does."""
+"""Up to here every product's programs norm the input for themselves; beyond, only those of cluster.cu may, whose tensor
+cores take the input from registers, else a kernel before the product does."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ def default_choice(shape: Shape, bucket: int, capability: int) -> Choice:
         return Choice(_vector_config(shape))
     if capability == 90:
         config = _cluster_config(shape, bucket) or _stream_config(shape, bucket)
+        if isinstance(config, ClusterConfig):
+            # Gated products take as long with the norm as after it: they fetch their weights meanwhile.
+            return Choice(config, fuses_norm=config.x_rows <= MAX_NORM_ROWS and not shape.is_gated)
         return LIBRARY if config is None else Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS)
     if bucket > 16:
         return LIBRARY
@@ -104,15 +108,17 @@ def _vector_config(shape: Shape) -> VectorConfig:
 
 
 def _cluster_config(shape: Shape, bucket: int) -> ClusterConfig | None:
-    """Where it was fastest in the chain of a whole step."""
-    if shape.is_gated and bucket >= 64:
-        return fitting(shape.n, bucket, blocks_per_sm=2, max_stages=4 if bucket == 64 else 6)
-    if shape.n > 16384:
+    """Where it was fastest in the chain of a whole step. From 129 to 192 rows the library is."""
+    if bucket < 32 or bucket == 192 or (shape.n > 16384 and not shape.is_gated):
         return None
-    if bucket == 64:
-        is_short = shape.n <= 4096 and shape.k <= 8192
-        return fitting(shape.n, 64, num_splits=2, max_stages=6 if is_short else 12)
-    return fitting(shape.n, 128, max_stages=8) if bucket == 128 and shape.n > 4096 else None
+    if shape.is_gated:
+        if bucket == 128 and shape.n <= 128 * 2 * NUM_MULTIPROCESSORS:  # two blocks fit a multiprocessor
+            return fitting(shape.n, 128, blocks_per_sm=2, max_stages=4, x_stages=2)
+        return fitting(shape.n, max(64, bucket), blocks_per_sm=2, max_stages=4 if bucket <= 64 else 6)
+    is_long = shape.k > 8192
+    if bucket <= 64:
+        return fitting(shape.n, 64, num_splits=2, max_stages=12 if is_long else 8 if shape.n <= 4096 else 6)
+    return fitting(shape.n, 128, num_splits=2, max_stages=10, x_stages=4) if bucket == 128 and is_long else None
 
 
 def _stream_config(shape: Shape, bucket: int) -> StreamConfig | None:

@@ -1,4 +1,4 @@
-"""Products of 33 to 256 rows on Hopper, in CUDA C++: tiles of any width, clusters that add up sums (cluster.cu).
+"""Products of 17 to 256 rows on Hopper, in CUDA C++: tiles of any width, clusters that add up sums (cluster.cu).
 
 Triton's tiles are powers of two, which seldom go evenly into 132 multiprocessors. The kernel is compiled at run time by
 NVRTC and launched by the driver's bindings, both of which torch for CUDA brings along, and kept in Triton's cache,
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pelton.hashing import digest
 from pelton.kernels.integers import ceil_div
+from pelton.kernels.linear.prologue import Norm
 
 _SOURCE = Path(__file__).with_suffix(".cu")
 STEP = 64
@@ -30,6 +31,8 @@ _BLOCK_BYTES = 1 << 10
 """Shared memory that the driver takes of every block."""
 _MAX_SMALL_TILE = 128 * 128
 """Outputs of a block of which two have room in a multiprocessor's registers."""
+MAX_NORM_ROWS = 64
+"""Input rows of the largest block that takes the input's norm with it."""
 NUM_MULTIPROCESSORS = 132
 """Of the H100 and H200 (SXM)."""
 
@@ -43,8 +46,11 @@ class ClusterConfig:
     w_rows: int = 128
     """Weight rows of a block: a multiple of 8, of 16 for up to 64 input rows and for gated products; at most 256."""
     num_stages: int = 4
+    """Steps of the weight in shared memory, which are asked for before the kernel before has ended."""
     num_splits: int = 1
     """Blocks along K, whose sums are added up; 1 for gated products."""
+    x_stages: int = 0
+    """Steps of the input in shared memory; 0: as many as of the weight."""
 
     @property
     def group_columns(self) -> int:
@@ -55,7 +61,7 @@ class ClusterConfig:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block, with room to align it and for rows that the tensor cores only seem to
         read."""
-        ring = self.num_stages * (self.w_rows + self.x_rows) * STEP * 2
+        ring = STEP * 2 * (self.num_stages * self.w_rows + (self.x_stages or self.num_stages) * (self.x_rows + 1))
         sums = self.x_rows * (self.w_rows + 32) * 4
         return 1024 + max(ring + max(0, 64 - self.x_rows) * STEP * 2, sums)
 
@@ -67,13 +73,14 @@ class ClusterConfig:
 
 
 def fitting(num_weight_rows: int, x_rows: int, *, num_splits: int = 1, blocks_per_sm: int = 1,
-            max_stages: int = 12) -> ClusterConfig | None:
+            max_stages: int = 12, x_stages: int = 0) -> ClusterConfig | None:
     """Tiles as wide as gives every multiprocessor so many blocks, at once or, if they are too large, in turn.
 
     Args:
         num_weight_rows: N of the weight [N, K].
         x_rows: input rows of a block.
         max_stages: a shorter ring leaves room for blocks of the next kernel.
+        x_stages: of the input; 0 makes both rings of one length.
 
     Returns:
         None where such tiles would be wider than a block can have.
@@ -83,7 +90,9 @@ def fitting(num_weight_rows: int, x_rows: int, *, num_splits: int = 1, blocks_pe
         return None
     num_at_once = blocks_per_sm if x_rows * width <= _MAX_SMALL_TILE else 1
     room = _MULTIPROCESSOR_BYTES // num_at_once - _BLOCK_BYTES - 1024 - max(0, 64 - x_rows) * STEP * 2
-    config = ClusterConfig(x_rows, width, min(max_stages, room // ((width + x_rows) * STEP * 2)), num_splits)
+    room //= STEP * 2
+    num_stages = (room - x_stages * (x_rows + 1)) // width if x_stages else room // (width + x_rows + 1)
+    config = ClusterConfig(x_rows, width, min(max_stages, num_stages), num_splits, x_stages)
     return config if config.shared_bytes <= _MULTIPROCESSOR_BYTES else None
 
 
@@ -95,34 +104,47 @@ class Variant:
     act: str | None
     has_bias: bool
     has_residual: bool
+    has_norm: bool
     out_float: bool
     is_half: bool
 
     def source(self) -> str:
         """The kernel's source behind its constants."""
         config = self.config
-        constants = {"X_ROWS": config.x_rows, "W_ROWS": config.w_rows,
-                     "GROUP_COLUMNS": config.group_columns, "NUM_STAGES": config.num_stages,
+        constants = {"X_ROWS": config.x_rows, "W_ROWS": config.w_rows, "GROUP_COLUMNS": config.group_columns,
+                     "NUM_STAGES": config.num_stages, "X_STAGES": config.x_stages or config.num_stages,
                      "NUM_SPLITS": config.num_splits, "ACT": _ACTIVATIONS[self.act], "HAS_BIAS": int(self.has_bias),
-                     "HAS_RESIDUAL": int(self.has_residual), "OUT_FLOAT": int(self.out_float),
-                     "IS_HALF": int(self.is_half), "MIN_BLOCKS": config.blocks_per_sm}
+                     "HAS_RESIDUAL": int(self.has_residual), "HAS_NORM": int(self.has_norm),
+                     "OUT_FLOAT": int(self.out_float), "IS_HALF": int(self.is_half),
+                     "MIN_BLOCKS": config.blocks_per_sm}
         lines = [f"#define {name} {value}" for name, value in constants.items()]
         kind = "f16" if self.is_half else "bf16"
         return "\n".join([*lines, _wgmma(config.group_columns, kind), _SOURCE.read_text()])
 
 
 def _wgmma(num_columns: int, kind: str) -> str:
-    """The function of a warpgroup's product of 64 x `num_columns` x 16, with as many operands as it takes."""
+    """The functions of a warpgroup's product of 64 x `num_columns` x 16, with as many operands as it takes: the left
+    matrix in shared memory, or each thread's eight elements of it in registers."""
     num = num_columns // 2
     sums = ", ".join(f"%{i}" for i in range(num))
     outputs = ", ".join(f'"+f"(acc[{i}])' for i in range(num))
-    return f"""
-__device__ __forceinline__ void wgmma(float (&acc)[{num}], unsigned long long a, unsigned long long b, int keeps) {{
-  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{num + 2}, 0;\\n"
+    registers = ", ".join(f"%{num + i}" for i in range(4))
+
+    def function(left: str, inputs: str, operand: str, right: int, transposes: str) -> str:
+        return f"""
+__device__ __forceinline__ void wgmma(float (&acc)[{num}], {left}, unsigned long long b, int keeps) {{
+  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{right + 1}, 0;\\n"
                "wgmma.mma_async.sync.aligned.m64n{num_columns}k16.f32.{kind}.{kind} {{{sums}}}, "
-               "%{num}, %{num + 1}, p, 1, 1, 0, 0;\\n}}"
-               : {outputs} : "l"(a), "l"(b), "r"(keeps));
+               "{operand}, %{right}, p, 1, 1, {transposes};\\n}}"
+               : {outputs} : {inputs}, "l"(b), "r"(keeps));
 }}"""
+
+    return (function("unsigned long long a", '"l"(a)', f"%{num}", num + 1, "0, 0")
+            + function("const unsigned (&a)[4]", '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])', f"{{{registers}}}",
+                       num + 4, "0"))
+
+
+_NO_MAP = (ctypes.c_uint64 * 16)()
 
 
 class _Kernel:
@@ -149,9 +171,10 @@ class _Kernel:
         _checked(_driver().cuLaunchKernelEx(launch, self._function, ctypes.addressof(pointers), 0))
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None, residual: Tensor | None, out: Tensor,
-           config: ClusterConfig) -> None:
-    """Runs the product of x [M, K], its rows 16-byte aligned, on the current stream; `out` may be `residual`.
+def launch(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, act: str | None,
+           residual: Tensor | None, out: Tensor, config: ClusterConfig) -> None:
+    """Runs the product of x [M, K], its rows 16-byte aligned, on the current stream; `out` may be `residual`. The
+    norm's weight is of x's type.
 
     Raises:
         RuntimeError: the driver or the compiler refused.
@@ -161,14 +184,17 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None, resi
     num_rows, k_size = x.shape
     num_outputs = out.shape[1]
     device, is_half = x.device.index, x.dtype == torch.float16
-    kernel = _kernel(Variant(config, act, bias is not None, residual is not None, out.dtype == torch.float32, is_half),
-                     device)
+    kernel = _kernel(Variant(config, act, bias is not None, residual is not None, norm is not None,
+                             out.dtype == torch.float32, is_half), device)
     tile_outputs = config.w_rows // (2 if act is not None else 1)
     w_map = _weight_map(weight.data_ptr(), *weight.shape, act is not None, config.w_rows, is_half)
-    x_map = _matrix_map(x.data_ptr(), num_rows, k_size, config.x_rows, is_half)
+    num_copied = min(num_rows, config.x_rows)
+    x_map = _matrix_map(x.data_ptr(), num_rows, k_size, num_copied, is_half)
+    norm_map = _NO_MAP if norm is None else _vector_map(norm.weight.data_ptr(), k_size, is_half)
     kernel.launch(ceil_div(num_outputs, tile_outputs), num_rows, triton_driver.active.get_current_stream(device),
-                  w_map, x_map, _address(bias), _address(residual), _address(out), ctypes.c_int(num_rows),
-                  ctypes.c_int(num_outputs), ctypes.c_int(ceil_div(k_size, STEP)))
+                  w_map, x_map, norm_map, _address(bias), _address(residual), _address(out), ctypes.c_int(num_rows),
+                  ctypes.c_int(num_copied), ctypes.c_int(num_outputs), ctypes.c_int(ceil_div(k_size, STEP)),
+                  ctypes.c_float(1 / k_size), ctypes.c_float(0.0 if norm is None else norm.eps))
 
 
 @functools.cache
@@ -260,10 +286,17 @@ def _weight_map(address: int, num_rows: int, num_columns: int, is_gated: bool, b
                        (STEP, 8, 2, box_rows // 16), is_half)
 
 
+@functools.lru_cache(maxsize=4096)
+def _vector_map(address: int, size: int, is_half: bool) -> Any:
+    """How the copy engine reads a vector, a step at a time; zeros past its end."""
+    return _tensor_map(address, (size, 1), (2 * size,), (STEP, 1), is_half, is_swizzled=False)
+
+
 def _tensor_map(address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...],
-                is_half: bool) -> Any:
+                is_half: bool, *, is_swizzled: bool = True) -> Any:
     """A CUtensorMap of 16-bit elements, as a ctypes object. sizes, box: innermost first; strides: in bytes."""
     driver = _driver()
+    swizzles = driver.CUtensorMapSwizzle
     kinds = driver.CUtensorMapDataType
     kind = kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16 if is_half else kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
     found = _checked(driver.cuTensorMapEncodeTiled(
@@ -271,7 +304,7 @@ def _tensor_map(address: int, sizes: tuple[int, ...], strides: tuple[int, ...], 
         [driver.cuuint64_t(size) for size in sizes], [driver.cuuint64_t(stride) for stride in strides],
         [driver.cuuint32_t(size) for size in box], [driver.cuuint32_t(1)] * len(sizes),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        swizzles.CU_TENSOR_MAP_SWIZZLE_128B if is_swizzled else swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
     return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(found.getPtr(), 128))

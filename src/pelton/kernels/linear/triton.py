@@ -87,7 +87,7 @@ def run(choice: Choice, x: Tensor, weight: GpuWeight, bias: Tensor | None = None
     elif isinstance(choice.config, cluster.ClusterConfig) and not _can_cluster(choice.config, x, weight, bias, act,
                                                                                residual, out_dtype):
         choice = LIBRARY
-    if norm is not None and not choice.fuses_norm:
+    if norm is not None and not (choice.fuses_norm and _can_fuse(norm, choice.config, x)):
         x, norm = rms_norm(x, *norm), None
     if choice.config is None:
         return _library(x, weight.data, bias, act, residual, out_dtype)
@@ -100,7 +100,7 @@ def run(choice: Choice, x: Tensor, weight: GpuWeight, bias: Tensor | None = None
     if isinstance(config, vector.VectorConfig):
         vector.launch(x, weight.data, bias, norm, act, residual, out, config, is_dependent=is_dependent)
     elif isinstance(config, cluster.ClusterConfig):
-        cluster.launch(x, weight.data, bias, act, residual, out, config)
+        cluster.launch(x, weight.data, bias, norm, act, residual, out, config)
     elif isinstance(config, tiles.TileConfig):
         tiles.launch(x, weight.data, bias, norm, act, residual, out, workspace(x.device), config)
     else:
@@ -126,6 +126,13 @@ def _can_cluster(config: cluster.ClusterConfig, x: Tensor, weight: GpuWeight, bi
             and all(tensor is None or (tensor.dtype == x.dtype and tensor.data_ptr() % 8 == 0)
                     for tensor in (bias, residual))
             and out_dtype in (None, x.dtype, torch.float32))
+
+
+def _can_fuse(norm: Norm, config: object, x: Tensor) -> bool:
+    """The cluster kernel multiplies pairs of one 16-bit type, and has no registers for the largest blocks' input."""
+    return not isinstance(config, cluster.ClusterConfig) or (
+        config.x_rows <= cluster.MAX_NORM_ROWS and norm.weight.dtype == x.dtype
+        and norm.weight.data_ptr() % 16 == 0)
 
 
 def _library(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None, residual: Tensor | None,

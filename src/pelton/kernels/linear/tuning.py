@@ -29,7 +29,7 @@ from pelton.kernels.linear.choices import (
     Measurement,
     Shape,
 )
-from pelton.kernels.linear.cluster import ClusterConfig, fitting, is_available
+from pelton.kernels.linear.cluster import MAX_NORM_ROWS, ClusterConfig, fitting, is_available
 from pelton.kernels.linear.prologue import Norm
 from pelton.kernels.linear.stream import StreamConfig
 from pelton.kernels.linear.tiles import TileConfig
@@ -71,7 +71,7 @@ def model_products(config: ModelConfig, *, tp_size: int = 1) -> list[Product]:
     return list({product.shape: product for product in products}.values())
 
 
-def candidates(shape: Shape, bucket: int, capability: int) -> list[Choice]:
+def candidates(shape: Shape, bucket: int, capability: int, *, has_norm: bool = True) -> list[Choice]:
     """What is worth measuring: few, so that a model is done in seconds. Others tried never won on an H200."""
     configs: list[VectorConfig | StreamConfig | TileConfig | ClusterConfig] = []
     if bucket == 1:
@@ -83,23 +83,30 @@ def candidates(shape: Shape, bucket: int, capability: int) -> list[Choice]:
         splits = (1,) if shape.n > 16384 else (2, 4)
         configs += [TileConfig(block_n, 64, num_splits) for num_splits in splits
                     for block_n in ((32,) if shape.is_gated else (32, 64))]
-    # With many rows every program that norms its input anew costs more than one kernel that does it for all.
-    return [*(Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS) for config in configs), LIBRARY]
+    choices = [Choice(config, fuses_norm=bucket <= MAX_FUSED_NORM_ROWS) for config in configs]
+    if has_norm and bucket > MAX_FUSED_NORM_ROWS:
+        choices += [Choice(config) for config in configs
+                    if isinstance(config, ClusterConfig) and config.x_rows <= MAX_NORM_ROWS]
+    return [*choices, LIBRARY]
 
 
 def _cluster_configs(shape: Shape, bucket: int) -> list[ClusterConfig]:
     """A block or two for each multiprocessor, and K split where the weight has few rows."""
-    if bucket < 64 or not is_available():
+    if bucket < 32 or bucket == 192 or not is_available():
         return []
+    x_rows = max(64, bucket)
     if shape.is_gated:
-        found = [fitting(shape.n, bucket, blocks_per_sm=num, max_stages=6) for num in (1, 2)]
+        found = [fitting(shape.n, x_rows, blocks_per_sm=num, max_stages=6) for num in (1, 2)]
+        found.append(fitting(shape.n, x_rows, blocks_per_sm=2, max_stages=4, x_stages=2 if bucket == 128 else 0))
     elif shape.n > 16384:
-        found = [ClusterConfig(bucket, 128, {64: 4, 128: 3, 256: 4}[bucket])]
+        found = [ClusterConfig(x_rows, 128, {64: 4, 128: 3, 256: 4}[x_rows])]
     else:
-        found = [fitting(shape.n, bucket, num_splits=splits, blocks_per_sm=num, max_stages=12)
+        found = [fitting(shape.n, x_rows, num_splits=splits, blocks_per_sm=num, max_stages=12)
                  for splits, num in ((1, 1), (2, 1), (2, 2))]
-        if bucket == 64:
-            found.append(fitting(shape.n, bucket, num_splits=2, max_stages=6))
+        if bucket <= 64:
+            found += [fitting(shape.n, x_rows, num_splits=2, max_stages=num) for num in (6, 8)]
+        elif bucket == 128:
+            found.append(fitting(shape.n, x_rows, num_splits=2, max_stages=10, x_stages=4))
     return list(dict.fromkeys(config for config in found if config is not None))
 
 
@@ -144,7 +151,7 @@ def tune(products: Sequence[Product], buckets: Iterable[int] = ROW_BUCKETS, *, d
     results = []
     for product in products:
         for bucket in buckets:
-            choices = candidates(product.shape, bucket, capability)
+            choices = candidates(product.shape, bucket, capability, has_norm=product.has_norm)
             seconds, choice = min(bench.time(product, bucket, choices), key=lambda timed: timed[0])
             n, k = product.shape.n, product.shape.k
             floor = max(n * k * dtype.itemsize / read_tb_per_s, 2 * bucket * n * k / matrix_tflop_per_s) / 1e12
