@@ -15,8 +15,8 @@ def test_sizes_of_tokens_are_few_and_close(most):
     sizes = token_sizes(most)
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == most
-    assert len(sizes) <= 17 + most // 48
-    assert all(after - before <= max(16, before / 5) for before, after in itertools.pairwise(sizes))
+    assert len(sizes) <= 24 + most // 80
+    assert all(after - before <= max(16, before / 3) for before, after in itertools.pairwise(sizes))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 100, 256, 500, 1024, 4096])
