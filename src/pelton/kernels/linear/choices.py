@@ -133,9 +133,7 @@ def _stream_config(shape: Shape, bucket: int) -> StreamConfig | None:
         return StreamConfig(1, 128, 4, num_splits=4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=4)
     if bucket <= 16:
         return StreamConfig(2, 128, 4) if shape.n > 4096 else StreamConfig(1, 256, 3, num_splits=2)
-    if bucket <= 32:
-        return StreamConfig(1, 256, 2 if shape.n > 4096 else 3, num_splits=2)
-    return StreamConfig(1, 256, 3, num_splits=2) if bucket <= 64 and shape.k > 8192 else None
+    return None
 
 
 class Choices:
