@@ -5,9 +5,10 @@
 
 Both clients send the prompts of one file, 256 tokens each by default, and ask for the same 16 to 32 tokens (lengths
 that differ, or all requests would go in step and a client's pauses between them decide who waits for whom). For both
-the measured requests begin with a full wave at once: aiperf waits for its warm-up requests to end, `pelton bench` sends
-none. In each round both measure the Pelton server, by turns first. Beside it, on cores of its own, the same goes on
-with a calibration server whose timing is about Pelton's. The result is written anew after every round.
+the measured requests begin on an idle server, one slot after another in a second, since what a wave of prompts at once
+waits would weigh more than all the rest: aiperf waits for its warm-up requests to end, `pelton bench` sends none. In
+each round both measure the Pelton server, by turns first. Beside it, on cores of its own, the same goes on with a
+calibration server whose timing is about Pelton's. The result is written anew after every round.
 
 Definitions are converted to aiperf's: its "inter token latency" is our time per output token (one figure a request, the
 mean shown), its output throughput spans the first sending to the last token of all requests. The two should differ by
@@ -77,6 +78,11 @@ class Load:
     num_in: int
     """Prompt tokens of each request."""
     concurrency: int
+    ramp_s: float = 0.0
+    """From the first slot's first request to the last slot's."""
+
+    def slot_begins_s(self, slot: int) -> float:
+        return self.ramp_s * slot / max(self.concurrency - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Sums:
         return self.ttft_ms / self.num_first, self.gaps_ms / self.num_gaps
 
 
-def make_load(file: Path, count: int, num_in: int, concurrency: int, seed: int = 0) -> Load:
+def make_load(file: Path, count: int, num_in: int, concurrency: int, *, ramp_s: float = 0.0, seed: int = 0) -> Load:
     """Writes the file, in a form that both read: a line of text and output_length for each request.
 
     `extra` is what aiperf is to send besides, as `pelton bench` does of its own accord.
@@ -120,7 +126,7 @@ def make_load(file: Path, count: int, num_in: int, concurrency: int, seed: int =
     lines = [{"text": prompts.make(num_in).text, "output_length": length,
               "extra": {"temperature": 0.0, "ignore_eos": True, "min_tokens": length}} for length in lengths]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return Load(file, lengths, num_in, concurrency)
+    return Load(file, lengths, num_in, concurrency, ramp_s if concurrency > 1 else 0.0)
 
 
 @contextmanager
@@ -141,7 +147,8 @@ def serving(command: list[str], cores: Cores) -> Iterator[str]:
 def pelton_server(args: argparse.Namespace, folder: Path) -> list[str]:
     """`pelton serve pelton-tiny` on one thread, over a model that takes a known time, or of random weights on a GPU."""
     if args.timed:
-        return [str(Path(__file__).with_name("timed_server.py")), "--served-model-name", MODEL]
+        return [str(Path(__file__).with_name("timed_server.py")), "--served-model-name", MODEL,
+                *args.serve_options.split()]
     command = ["-m", "pelton.cli", "serve", "--port", "0", "--served-model-name", MODEL,
                "--no-enable-block-reuse"]  # the prompts are sent again in every round
     if args.shape is None:
@@ -184,6 +191,7 @@ def ask_aiperf(program: str, url: str, load: Load) -> tuple[Figures, list[Answer
              "--tokenizer", TOKENIZER, "--input-file", str(load.file), "--custom-dataset-type", "single-turn",
              "--dataset-sampling-strategy", "sequential", "--concurrency", str(load.concurrency), "--request-count",
              str(len(load.lengths)), "--warmup-request-count", str(load.concurrency),
+             *(["--concurrency-ramp-duration", str(load.ramp_s)] if load.ramp_s else []),
              "--use-server-token-count", "--no-gpu-telemetry", "--no-server-metrics", "--ui", "none",
              "--artifact-dir", folder])
         found = json.loads((Path(folder) / "profile_export_aiperf.json").read_bytes())
@@ -209,7 +217,8 @@ def ask_pelton(url: str, load: Load) -> tuple[Figures, list[Answer]]:
         run([sys.executable, "-m", "pelton.cli", "bench", "sweep", url, "-m", MODEL, "--endpoint", "completions",
              "--tokenizer", TOKENIZER, "--prompt-data", str(load.file), "--no-unique-prompts", "--prompt-tokens",
              "data", "--output-tokens", "data", "--concurrency", str(load.concurrency), "--num-requests",
-             str(len(load.lengths)), "--num-warmup", "0", "--no-calibrate", "--no-watch-server", "--no-watch-gpus",
+             str(len(load.lengths)), *(["--ramp-up", str(load.slot_begins_s(load.concurrency))] if load.ramp_s else []),
+             "--num-warmup", "0", "--no-calibrate", "--no-watch-server", "--no-watch-gpus",
              "--json", "--output-dir", folder])
         records = [r for r in read_result(Path(folder) / "results.json").requests if r.is_ok]
     answers = [Answer((r.first_content_us - r.sent_us) / 1e3, (r.last_content_us - r.sent_us) / 1e3, r.output_tokens)
@@ -274,7 +283,7 @@ def against_server(figures: Figures, answers: Sequence[Answer], told: Sums, load
 
 def true_figures(ttft_ms: float, itl_ms: float, load: Load) -> Figures:
     """What a client without error reads of a server of this timing when it never pauses."""
-    free_ms = [0.0] * load.concurrency
+    free_ms = [1e3 * load.slot_begins_s(slot) for slot in range(load.concurrency)]
     for length in load.lengths:  # the next request goes to the slot that is free first
         slot = free_ms.index(min(free_ms))
         free_ms[slot] += ttft_ms + (length - 1) * itl_ms
@@ -386,7 +395,8 @@ def measure(args: argparse.Namespace, folder: Path, keep: Callable[[list[dict[st
         pool = stack.enter_context(ThreadPoolExecutor(1 if args.known_cores is None else 2))
         comparisons = []
         for number, (concurrency, count) in enumerate(zip(args.concurrency, args.num_requests, strict=True)):
-            load = make_load(folder / f"{number}.jsonl", count, args.input_len, concurrency, seed=2 * number)
+            load = make_load(folder / f"{number}.jsonl", count, args.input_len, concurrency, ramp_s=args.ramp_s,
+                             seed=2 * number)
             sides = open_sides(args, url, load, folder / "pilot.jsonl", stack)
             comparisons.append(Comparison(load, sides))
         for _ in range(args.rounds):
@@ -419,10 +429,12 @@ def main() -> int:
     parser.add_argument("--num-requests", type=whole_numbers, default="64,160",
                         help="of each client in each round, for each concurrency")
     parser.add_argument("--input-len", type=int, default=256, help="prompt tokens of each request")
+    parser.add_argument("--ramp-s", type=float, default=1.0, help="from the first slot's first request to the last's")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--timed", action="store_true", help="the Pelton server's model takes a known time")
     kind.add_argument("--shape", help="serve this folder of benchmarks/shapes on a GPU")
-    parser.add_argument("--serve-options", default="", help="more options of pelton serve, with --shape")
+    parser.add_argument("--serve-options", default="", help="more options of timed_server.py, or of pelton serve with "
+                                                            "--shape")
     parser.add_argument("--server-cores", help="such as 0-2; none: all")
     parser.add_argument("--client-cores", help="of both clients, which take turns; none: all")
     parser.add_argument("--known-cores", help="of the calibration server (one) and its clients, which then go on at "
@@ -435,8 +447,8 @@ def main() -> int:
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
     cores = {name: getattr(args, f"{name}_cores") for name in ("server", "client", "known")}
     head = {"name": "beside_aiperf", "input_len": args.input_len, "output_len": [NUM_OUT[0], NUM_OUT[-1]],
-            **environment(), "command": " ".join(["python", *words]), "cores": cores, "is_timed": args.timed,
-            "shape": args.shape}
+            "ramp_s": args.ramp_s, **environment(), "command": " ".join(["python", *words]), "cores": cores,
+            "is_timed": args.timed, "shape": args.shape}
     kept: list[dict[str, Any]] = []
 
     def keep(comparisons: list[dict[str, Any]]) -> None:

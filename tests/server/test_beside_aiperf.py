@@ -78,6 +78,9 @@ def test_true_throughput_of_slots_that_are_never_idle(beside, tmp_path):
     found = beside.true_figures(1000.0, 500.0, load)
     assert found["output_tokens_per_s"] == pytest.approx(8 / 3.5)
     # slots: 3 tokens (2 s), 2 tokens (1.5 s); 1 (2.5 s), 2 (3.5 s)
+    found = beside.true_figures(1000.0, 500.0, beside.Load(tmp_path, [3, 2, 1, 2], 256, 2, ramp_s=1.0))
+    assert found["output_tokens_per_s"] == pytest.approx(8 / 4.0)
+    # the second begins a second later: 2 s, 2.5 s; 3 s, 4 s
 
 
 def test_a_client_that_was_answered_other_work_ends_the_run(beside, tmp_path):
