@@ -75,7 +75,8 @@ def candidates(shape: Shape, bucket: int, capability: int, *, has_norm: bool = T
     """What is worth measuring: few, so that a model is done in seconds. Others tried never won on an H200."""
     configs: list[VectorConfig | StreamConfig | TileConfig | ClusterConfig] = []
     if bucket == 1:
-        configs += [VectorConfig(*cut) for cut in ((4, 4096, 4), (8, 4096, 8), (16, 2048, 8), (16, 512, 4))]
+        configs += [VectorConfig(*cut) for cut in ((4, 4096, 4), (8, 4096, 8), (4, 2048, 4), (16, 2048, 8),
+                                                   (16, 512, 4))]
     elif capability == 90:
         configs += [StreamConfig(*cut[:3], num_splits=cut[3]) for cut in _stream_cuts(shape, bucket)]
         configs += _cluster_configs(shape, bucket)
