@@ -9,8 +9,8 @@
 - launch.N: `Runner.forward` called at numbers of tokens that the process has not run, one after the other, with the GPU
   kept busy for some 30 ms before each. A call that waits for the device takes longer than that; beside each slow one
   stands what torch asked of the driver meanwhile, and where the call was how long, looked up every millisecond; for
-  the quick ones that is told together. The second round has numbers between those of the first. Run it with
-  CUDA_MODULE_LOADING=EAGER too: what is gone then was a kernel that is loaded when it is first used.
+  the quick ones that is told together. The second round has numbers between those of the first. With
+  CUDA_MODULE_LOADING=EAGER the driver loads kernels at the start; cuBLAS loads its own when they are first used anyway.
 
 Weights are made up. Prints one JSON line.
 """
