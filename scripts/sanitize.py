@@ -97,6 +97,21 @@ def attentions() -> None:
         got, want = (op.attend(q, kv, pool, 1, op.plan(meta, pool, num_heads=6, window=window), scale=0.1)
                      for op in (attention, attention_reference))
         check(f"attention, window {window}", got, want)
+    rotations()
+
+
+def rotations() -> None:
+    """Decodes whose attention rotates and writes the new keys itself."""
+    meta = AttentionMetadata.from_rows([20, 0, 40], [1, 1, 1], [[2, 0, 6], [1, 3, 8], [5, 4, 7]], num_decodes=3,
+                                       tokens_per_block=16, device="cuda")
+    angles = torch.rand(3, 32, device="cuda")
+    pool, qkv = random(9, 2, 2, 2, 16, 64), random(3, 12 * 64)
+    prepared, other = rotary.prepare_angles(angles.cos(), angles.sin()), pool.clone()
+    got, want = (op.rotate_and_attend(qkv.clone(), prepared, cache, 1, op.plan(meta, cache, num_heads=8, window=None),
+                                      num_heads=8, scale=0.1)
+                 for op, cache in ((attention, pool), (attention_reference, other)))
+    check("attention with rotation", got, want)
+    check("keys and values written", pool, other)
 
 
 def samplings() -> None:
