@@ -159,7 +159,8 @@ class TrialPrompts:
         if prefix_ids and first:
             first = [f" {first[0]}"]
         pieces = [*prefix, *first, *self._source.draft(size - len(prefix_ids) - len(first), entry)]
-        return Draft([pieces[0].lstrip(), *pieces[1:]], max(len(prefix) + len(first), 1), prefix_ids)
+        return Draft([pieces[0].lstrip(), *pieces[1:]], max(len(prefix) + len(first), 1), prefix_ids,
+                     is_of_words=self._content.spec.source == "synthetic")
 
     def _prefix(self) -> tuple[list[str], Sequence[int]]:
         """(pieces, token ids) of one of the pool's prefixes, by lot."""

@@ -5,6 +5,7 @@ Pieces are words with the white space before them; a text is its pieces joined.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -54,17 +55,26 @@ class Words:
         return list(words) if len(words) >= MIN_WORDS else [*words, *_SYLLABLES]
 
     @cached_property
-    def _fillers(self) -> list[str]:
-        """Pieces that add exactly one token when they follow other words."""
+    def _filler_ids(self) -> dict[str, int]:
+        """Pieces that add exactly one token when they follow other words, and that token."""
         encode, base = self._vocabulary.encode_plain, self.words[0]
         num_base = len(encode(base))
-        fits = (f" {w}" for w in self.words if len(encode(f"{base} {w}")) == num_base + 1)
-        found = [piece for piece, _ in zip(fits, range(MAX_FILLER_WORDS))]
-        return found or [f" {w}" for w in self.words]
+        encoded = ((f" {w}", encode(f"{base} {w}")) for w in self.words)
+        fits = ((piece, ids[-1]) for piece, ids in encoded if len(ids) == num_base + 1)
+        return dict(itertools.islice(fits, MAX_FILLER_WORDS))
+
+    @cached_property
+    def _fillers(self) -> list[str]:
+        return list(self._filler_ids) or [f" {w}" for w in self.words]
 
     def fillers(self, count: int, rng: random.Random | None = None) -> list[str]:
         """Random pieces of one token each, as far as the tokenizer allows."""
         return (rng or self._random).choices(self._fillers, k=count)
+
+    def ids(self, pieces: Sequence[str]) -> list[int]:
+        """One token for each piece made here, without encoding the text: that would cost more than sending it."""
+        known = self._filler_ids
+        return [known[piece] if piece in known else self.first_id(piece.strip()) for piece in pieces]
 
     def begin_trial(self) -> None:
         """From here the prompts of another trial begin."""
