@@ -15,5 +15,11 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         from uvloop import new_event_loop
     except ModuleNotFoundError:
         new_event_loop = asyncio.new_event_loop
+    found: list[T] = []
+
+    async def keep() -> None:  # a task's result is written out by uvloop, which takes long for that of a large run
+        found.append(await main)
+
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main)
+        runner.run(keep())
+    return found[0]

@@ -86,6 +86,7 @@ class Run:
         self._requests: list[RequestRecord] = []
         self._outcomes: dict[str, dict[int, TrialOutcome]] = defaultdict(dict)  # of each cell's trials
         self._cut: list[CutTrial] = []
+        self._missing: list[str] = []  # what could not be watched, as the last figures knew it
         self._measured: dict[str, list[RequestRecord]] = defaultdict(list)  # those of each cell, warm-up left out
         if earlier is not None:
             self._seed = earlier.workload.seed
@@ -136,8 +137,10 @@ class Run:
                 self._progress.say(f"there is time left for all of {cut.spec.id}, which was cut short")
                 await self._measure_trial(cut.spec, cut.trial, target, start_ns, budget.end_ns, budget, crew)
             self._watch.stop()
-            # Once more with all that was watched: a reading may have come after its cell.
-            return _audited(recompute(self._result(target, start_ns)))
+            result = self._result(target, start_ns)
+            if result.series or result.series_missing != self._missing or self._earlier is not None:
+                result = recompute(result)  # readings came after their cell; earlier figures are another version's
+            return _audited(result)
         finally:
             self._watch.close()
             self._progress.stop()
@@ -191,8 +194,9 @@ class Run:
         cell = spec.empty()
         for number, each in sorted(self._outcomes[spec.id].items()):
             cell = join_trial(cell, each, number)
-        series, missing = self._series(start_ns)
-        cell = summarize(cell, self._measured[spec.id], analysis=self._analysis, series=series, series_missing=missing)
+        series, self._missing = self._series(start_ns)
+        cell = summarize(cell, self._measured[spec.id], analysis=self._analysis, series=series,
+                         series_missing=self._missing)
         error = nearest(self._client_errors, cell.concurrency or cell.peak_in_flight)
         self._cells[spec.id] = msgspec.structs.replace(
             cell, client=msgspec.structs.replace(cell.client, calibration=error))

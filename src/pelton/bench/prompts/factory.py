@@ -32,8 +32,8 @@ class Draft:
     prefix: Sequence[int] = ()
     """Token ids with which the content was asked to begin, as others do. Where rows of ids are made, the pieces follow
     them; else the pieces hold their text."""
-    is_of_words: bool = False
-    """All pieces come from the vocabulary's words."""
+    row: Sequence[int] = ()
+    """Token ids in the place of the pieces, where rows of ids are made of random words."""
 
 
 class PromptFactory:
@@ -103,8 +103,13 @@ class PromptFactory:
         Raises:
             ConfigError: the size is below the floor, or this tokenizer cannot make it exactly.
         """
-        return self.fit(num_tokens, lambda size: Draft([self.words.first(), *self.words.fillers(size - 1)],
-                                                         is_of_words=True))
+        return self.fit(num_tokens, self.draft_words)
+
+    def draft_words(self, size: int, prefix: Sequence[int] = ()) -> Draft:
+        """Random words, or as rows of ids their tokens after those of a prefix."""
+        if self.uses_token_ids:
+            return Draft([], prefix=prefix, row=self.words.row(size - len(prefix)))
+        return Draft([self.words.first(), *self.words.fillers(size - 1)])
 
     def fit(self, num_tokens: int, draft: Callable[[int], Draft], *, more: Callable[[int], list[str]] | None = None,
             is_unique: bool = True) -> Prompt:
@@ -140,11 +145,9 @@ class PromptFactory:
         return len(self.vocabulary.encode_messages(messages)) + self.correction
 
     def _fit_ids(self, draft: Draft, size: int, more: Callable[[int], list[str]]) -> tuple[str, list[int]] | None:
-        pieces = draft.pieces
-        content = self.words.ids(pieces) if draft.is_of_words else self.vocabulary.encode_plain("".join(pieces))
-        ids = [*draft.prefix, *content]
+        ids = [*draft.prefix, *(draft.row or self.vocabulary.encode_plain("".join(draft.pieces)))]
         if len(ids) < size:
-            ids = ids + self.words.ids(more(size - len(ids)))
+            ids = ids + [self.words.first_id(piece.strip()) for piece in more(size - len(ids))]
         return "", ids[:size]
 
     def _fit_text(self, draft: Draft, size: int, more: Callable[[int], list[str]]) -> tuple[str, list[int]] | None:

@@ -155,12 +155,13 @@ class TrialPrompts:
     def _draft(self, size: int, entry: int | None) -> Draft:
         """The shared prefix, a first word of the prompt's own, and the source's text."""
         prefix, prefix_ids = self._prefix()
+        if self._factory.uses_token_ids and self._content.spec.source == "synthetic":
+            return self._factory.draft_words(size, prefix_ids)
         first = [self._factory.words.first()] if self._source.is_unique else []
         if prefix_ids and first:
             first = [f" {first[0]}"]
         pieces = [*prefix, *first, *self._source.draft(size - len(prefix_ids) - len(first), entry)]
-        return Draft([pieces[0].lstrip(), *pieces[1:]], max(len(prefix) + len(first), 1), prefix_ids,
-                     is_of_words=self._content.spec.source == "synthetic")
+        return Draft([pieces[0].lstrip(), *pieces[1:]], max(len(prefix) + len(first), 1), prefix_ids)
 
     def _prefix(self) -> tuple[list[str], Sequence[int]]:
         """(pieces, token ids) of one of the pool's prefixes, by lot."""

@@ -71,10 +71,14 @@ class Words:
         """Random pieces of one token each, as far as the tokenizer allows."""
         return (rng or self._random).choices(self._fillers, k=count)
 
-    def ids(self, pieces: Sequence[str]) -> list[int]:
-        """One token for each piece made here, without encoding the text: that would cost more than sending it."""
-        known = self._filler_ids
-        return [known[piece] if piece in known else self.first_id(piece.strip()) for piece in pieces]
+    @cached_property
+    def _tokens(self) -> list[int]:
+        return list(self._filler_ids.values()) or [self.first_id(word) for word in self.words]
+
+    def row(self, count: int) -> list[int]:
+        """Tokens of random words, the first one's as `first` gives it; no text is encoded, which would cost more than
+        sending it."""
+        return [self.first_id(self.first()), *self._random.choices(self._tokens, k=count - 1)]
 
     def begin_trial(self) -> None:
         """From here the prompts of another trial begin."""
