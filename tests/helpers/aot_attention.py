@@ -14,8 +14,8 @@ from pelton.kernels.rotary import triton as rotary
 def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, tokens_per_block: int = 64,
            window: int | None = None, softcap: float | None = None, rotary_dim: int | None = None,
            head_norm: bool = False, num_decodes: int = 1, prompt_len: int = 9) -> None:
-    """A mixed step of decode rows and one prompt, and the same decode rows by themselves: heads are (query heads,
-    kv heads, head_dim)."""
+    """A mixed step of decode rows and one prompt, and the same decode rows by themselves if there are any: heads are
+    (query heads, kv heads, head_dim)."""
     num_heads, num_kv_heads, head_dim = heads
     pool = torch.empty(4, 2, 2, num_kv_heads, tokens_per_block, head_dim, dtype=dtype)
     table = [0] * -(-prompt_len // tokens_per_block)
@@ -29,6 +29,8 @@ def launch(heads: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, 
     q, kv = rotary.rotate_and_store(qkv, angles, pool, 1, meta, num_heads=num_heads, q_norm=norm, k_norm=norm)
     plan = attention.plan(meta, pool, num_heads=num_heads, window=window)
     attention.attend(q, kv, pool, 1, plan, scale=head_dim**-0.5, softcap=softcap)
+    if not num_decodes:
+        return
     alone = AttentionMetadata.decodes(meta.query_start, meta.seq_lens[:num_decodes], meta.block_tables[:num_decodes],
                                       meta.slot_mapping[:num_decodes])
     plan = attention.plan(alone, pool, num_heads=num_heads, window=window)
@@ -46,8 +48,9 @@ CASES = {
     "float32, head_dim 256": partial(launch, (16, 8, 256), torch.float32),
     "qwen2.5-7b, long prompt": partial(launch, (28, 4, 128), prompt_len=900),
     "mistral-7b, long prompt, blocks of 16": partial(launch, (32, 8, 128), window=4096, tokens_per_block=16,
-                                                     prompt_len=900),
+                                                     num_decodes=0, prompt_len=900),
     "llama-3.2-1b, long prompt, float16": partial(launch, (32, 8, 64), torch.float16, tokens_per_block=128,
-                                                  prompt_len=900),
-    "gemma2-27b, long prompt": partial(launch, (32, 16, 128), window=4096, softcap=50.0, prompt_len=900),
+                                                  num_decodes=0, prompt_len=900),
+    "gemma2-27b, long prompt": partial(launch, (32, 16, 128), window=4096, softcap=50.0, num_decodes=0, prompt_len=900),
 }
+FEW = ("llama-3.1-8b", "gemma2-9b", "float32, head_dim 256")

@@ -1,5 +1,5 @@
 """Compiles the kernels that ops launch, for a GPU that is not there. Run as a program, in a process without the
-interpreter: `python -m helpers.triton_aot CAPABILITY CASE...` prints one JSON line per kernel.
+interpreter: `python -m helpers.triton_aot CAPABILITY all|few MODULE...` prints one JSON line per kernel.
 
 The ops run as they are, on CPU tensors, under a driver that only says which GPU to compile for: every launch is
 compiled with the specializations that it would have, and not run.
@@ -38,8 +38,9 @@ class _AbsentGpu:
         return 0
 
 
-def compile_cases(capability: int, modules: list[str]) -> list[dict[str, Any]]:
-    """Runs every case of the modules' CASES (name -> callable) and says what its launches compiled to."""
+def compile_cases(capability: int, modules: list[str], *, few: bool = False) -> list[dict[str, Any]]:
+    """Runs every case of the modules' CASES (name -> callable), or those in FEW where there is such a list, and says
+    what its launches compiled to."""
     driver.set_active(_AbsentGpu(capability))
     features = gpu_features.GpuFeatures(capability, 4, SHARED_KIB[capability] * 1024)
     gpu_features.gpu_features.__wrapped__.__globals__["_INTERPRETED"] = features
@@ -56,17 +57,17 @@ def compile_cases(capability: int, modules: list[str]) -> list[dict[str, Any]]:
 
     JITFunction.run = compile_only
     results = []
-    for module in modules:
-        for name, run in importlib.import_module(module).CASES.items():
+    for module in map(importlib.import_module, modules):
+        for name in (few and getattr(module, "FEW", None)) or module.CASES:
             records.clear()
-            run()
+            module.CASES[name]()
             assert records, f"{name} launched nothing"
             results += [{"case": name, **record} for record in records]
     return results
 
 
 def main() -> None:
-    for record in compile_cases(int(sys.argv[1]), sys.argv[2:]):
+    for record in compile_cases(int(sys.argv[1]), sys.argv[3:], few=sys.argv[2] == "few"):
         print(json.dumps({key: value for key, value in record.items() if key != "asm"}))
 
 
