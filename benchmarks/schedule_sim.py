@@ -5,7 +5,8 @@
 A closed loop of requests in virtual time, steps launched one ahead as by the engine's loop. A step of T tokens takes
 `--fixed-ms` + T x FLOPs / `--tflops`, but at least `--eager-ms` if it holds prompt tokens (the host launches those
 kernel by kernel). Defaults are those of Qwen2.5-7B in bf16 on an H200. It shows how policies differ before a device is
-asked; what a device does is measured by gpu_http.py.
+asked; what a device does is measured by gpu_http.py. With `--pause-ms` clients wait that long after an answer before
+they send the next request.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import heapq
 import json
 import random
+import statistics
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +44,11 @@ class Simulation:
         self.arrivals: list[tuple[float, int]] = []
         self.sent: dict[str, float] = {}
         self.first: dict[str, float] = {}
-        self._draw = random.Random(0)
+        self._draw = random.Random(options.seed)
+        low, _, high = str(options.output_len).partition("-")
+        lengths = range(int(low), int(high or low) + 1)
+        self.output_lens = [lengths[number % len(lengths)] for number in range(options.num_requests)]
+        self._draw.shuffle(self.output_lens)
 
     def send(self, at: float) -> None:
         """A client sends its next request, which the engine has a little later, if there is one left."""
@@ -69,12 +75,13 @@ class Simulation:
         first = sorted(1e3 * (self.first[key] - self.sent[key]) for key in self.sent)
         return {"ttft_p50": round(percentile(first, 50), 1), "ttft_p95": round(percentile(first, 95), 1),
                 "ttft_max": round(first[-1], 1), "num_steps": self.num_steps,
-                "tokens_per_s": round(self.options.num_requests * self.options.output_len / self.now)}
+                "ttft_mean": round(statistics.fmean(first), 1),
+                "tokens_per_s": round(sum(self.output_lens) / self.now)}
 
     def take_arrivals(self) -> None:
         while self.arrivals and self.arrivals[0][0] <= self.now:
             at, number = heapq.heappop(self.arrivals)
-            params = SamplingParams(max_tokens=self.options.output_len, ignore_eos=True)
+            params = SamplingParams(max_tokens=self.output_lens[number], ignore_eos=True)
             request = Request([1] * self.options.input_len, sampling_params=params, request_id=str(number),
                               arrival_time=at + 1e-9)
             self.scheduler.validate(request)
@@ -87,7 +94,8 @@ class Simulation:
             self.first.setdefault(output.request_id, self.now)
             if output.finish_reason is not None:
                 self.num_ended += 1
-                self.send(self.now + self._draw.random() * self.options.request_ms / 1e3)
+                pause_ms = self.options.pause_ms + self._draw.random() * self.options.request_ms
+                self.send(self.now + pause_ms / 1e3)
 
     def step_s(self, batch: Any) -> float:
         options = self.options
@@ -97,12 +105,12 @@ class Simulation:
         return max(ms, options.eager_ms if is_eager else 0.0) / 1e3
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--in-flight", type=int, default=32)
     parser.add_argument("--num-requests", type=int, help="default: max(32, 2 x in flight)")
     parser.add_argument("--input-len", type=int, default=914)
-    parser.add_argument("--output-len", type=int, default=128)
+    parser.add_argument("--output-len", default="128", help="tokens of each answer, or from-to")
     parser.add_argument("--chunks", default="1024,2048,4096,8192", help="chunked_prefill_size, comma-separated")
     parser.add_argument("--max-batch-size", type=int, default=512)
     parser.add_argument("--gflop-per-token", type=float, default=13.05)
@@ -111,7 +119,13 @@ def main() -> None:
     parser.add_argument("--eager-ms", type=float, default=4.0)
     parser.add_argument("--server-ms", type=float, default=1.5, help="from the client's send to the engine")
     parser.add_argument("--request-ms", type=float, default=0.4, help="the server's own time per request")
-    options = parser.parse_args()
+    parser.add_argument("--pause-ms", type=float, default=0.0, help="from an answer's end to the client's next request")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     options.num_requests = options.num_requests or max(32, 2 * options.in_flight)
     for chunk in map(int, options.chunks.split(",")):
         print(json.dumps({"chunk": chunk, **Simulation(options, chunk).run()}))

@@ -3,7 +3,8 @@
     python benchmarks/trap_pictures.py --folder docs/images --output results/cpu/DATE-traps.json
 
 `pelton bench sweep` measures `pelton serve pelton-tiny`, with its prefix cache, once as the careless do and once as it
-should be. The JSON has what is drawn. --only NAMES draws some of them; --png writes PNG files beside the SVG.
+should be; the pause between requests is Pelton's scheduler over devices that are formulas (schedule_sim.py). The JSON
+has what is drawn. --only NAMES draws some of them; --png writes PNG files beside the SVG.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common import environment, print_json
+from schedule_sim import Simulation, make_parser
 
 from pelton.bench.files import read_result
 from pelton.bench.percentiles import percentile
@@ -142,6 +144,31 @@ def tail_of_twenty(folder: Path) -> tuple[Plot, dict[str, Points]]:
     return Plot("trap-tail", "The P99 of twenty requests is any number", "", {"": figure}), seen
 
 
+def pause_between_requests(folder: Path) -> tuple[Plot, dict[str, Points]]:
+    """What a client's pause before its next request does to the mean time to first token, on servers of other steps.
+
+    A step takes --fixed-ms, and longer by its prompt tokens: 23 us each of an 8B model on an H200.
+    """
+    servers = {"decode steps of 4.4 ms, prompts of 35 ms": ("4.4", "1500", "600"),
+               "decode steps of 100 ms, prompts of 5 ms": ("100", "256", "700")}
+    pauses = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0]
+    seen = {}
+    for name, (fixed_ms, input_len, tflops) in servers.items():
+        means = []
+        for pause_ms in pauses:
+            found = [Simulation(make_parser().parse_args(
+                ["--in-flight", "8", "--num-requests", "408", "--output-len", "16-32", "--input-len", input_len,
+                 "--fixed-ms", fixed_ms, "--eager-ms", "0", "--gflop-per-token", "14", "--tflops", tflops,
+                 "--server-ms", "0.5", "--pause-ms", str(pause_ms), "--seed", str(seed)]), 2048).run()["ttft_mean"]
+                for seed in range(4)]
+            means.append(statistics.fmean(found))
+        seen[name] = {"x": pauses, "y": [100 * (mean / means[0] - 1) for mean in means]}
+    figure = lines(seen, "pause of the client between an answer and its next request (ms)",
+                   "mean time to first token against that without a pause, %", marked=True)
+    figure["layout"]["yaxis"]["rangemode"] = "normal"
+    return Plot("trap-pause", "A client that pauses meets another step", "", {"": figure}), seen
+
+
 def lines(seen: dict[str, Points], x: str, y: str, *, marked: bool = False) -> Figure:
     """A line for each name."""
     data: list[Trace] = []
@@ -155,7 +182,7 @@ def lines(seen: dict[str, Points], x: str, y: str, *, marked: bool = False) -> F
 
 
 TRAPS = {"repeated-text": repeated_text, "sizes": collapsed_sizes, "concurrency": unreached_concurrency,
-         "omission": coordinated_omission, "tail": tail_of_twenty}
+         "omission": coordinated_omission, "tail": tail_of_twenty, "pause": pause_between_requests}
 
 
 def main() -> int:
