@@ -212,6 +212,7 @@ def test_chunks_of_several_tokens_are_noticed(tmp_path):
         _, result = sweep(made, tmp_path)
     assert "chunks_are_not_tokens" in names(result)
     assert all(c.distribution("itl") is None for c in result.cells)
+    assert all(1.5 < r.first_text_tokens <= r.output_tokens for r in result.requests)
 
 
 def test_key_is_sent_and_not_kept(tmp_path):

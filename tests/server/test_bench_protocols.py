@@ -163,7 +163,7 @@ def test_answers_without_text_are_noticed(tmp_path, server):
         made.fault = lambda number, body: "empty" if is_measured(body) else None
         result = run(made, tmp_path, protocol=server)
     assert {r.error for r in result.requests} == {None}
-    assert {"first_token_invisible", "output_lengths_differ"} <= names(result)
+    assert {"answers_empty", "output_lengths_differ"} <= names(result)
     assert all(c.distribution("ttft") is None for c in result.cells)
 
 
@@ -206,7 +206,7 @@ def test_openai_answers_without_text_are_noticed(tmp_path):
     with openai(fault=lambda number, body: "empty" if body["max_tokens"] == 6 else None) as made:
         result = run(made, tmp_path)
     assert {(r.error, r.output_tokens) for r in result.requests} == {(None, 0)}
-    assert {"first_token_invisible", "output_lengths_differ"} <= names(result)
+    assert {"answers_empty", "output_lengths_differ"} <= names(result)
 
 
 @pytest.mark.parametrize(("refused", "control"), [

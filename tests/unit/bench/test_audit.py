@@ -108,7 +108,20 @@ def test_chunks_that_arrive_together():
 
 def test_answers_without_text():
     silent = request(first_content_us=None, last_content_us=None, content_us=[])
-    assert "1 of 1 answers" in found(result([(spec(), [silent])]), "first_token_invisible").evidence
+    finding = found(result([(spec(), [silent])]), "answers_empty")
+    assert (finding.severity, finding.evidence) == ("failure", "c1-p16-o4: 1 of 1 answers")
+    some = [*one_after_another(199), msgspec.structs.replace(silent, index=199)]
+    few = found(result([(spec(num_requests=200), some)]), "answers_empty")
+    assert (few.severity, few.evidence) == ("warning", "c1-p16-o4: 1 of 200 answers")
+    open_ended = found(result([(spec(), [silent])], workload={"fixed_output": False}), "answers_empty")
+    assert open_ended.severity == "warning"
+
+
+def test_answers_of_nothing_but_reasoning():
+    thinking = request(first_content_us=None, first_reasoning_us=10_000)
+    made = result([(spec(), [thinking])])
+    assert "1 of 1 answers" in found(made, "first_token_invisible").evidence
+    assert "answers_empty" not in {f.name for f in made.findings}
 
 
 @pytest.mark.parametrize(("num_failed", "severity"), [(1, "warning"), (5, "failure")])

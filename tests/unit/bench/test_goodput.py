@@ -45,6 +45,23 @@ def test_goodput_counts_requests_within_all_targets_and_failed_ones_in_none():
     assert measure("attainment", records, {"ttft": 20.0, "tpot": 1.0}).value == 0
 
 
+@pytest.mark.parametrize(("changes", "targets", "is_met"), [
+    ({"content_us": [], "first_content_us": None}, {"tpot": 5.0}, False),  # no text at all
+    ({"content_us": [], "first_content_us": None}, {"e2e_latency": 50.0}, False),
+    ({"output_tokens": 0, "content_us": [], "first_content_us": None}, {"ttft": 50.0, "tpot": 5.0}, False),
+    ({"first_content_us": None}, {"ttft": 50.0}, False),  # nothing but reasoning
+    ({"first_content_us": None}, {"tpot": 5.0}, True),
+    ({"output_tokens": 1, "content_us": [10_000], "last_content_us": 10_000}, {"tpot": 5.0}, True),  # no gaps to keep
+    ({"content_us": [10_000], "last_content_us": 10_000, "first_text_tokens": 4.0}, {"tpot": 5.0}, False)])
+def test_a_latency_that_an_answer_lacks_was_not_kept(changes, targets, is_met):
+    assert measure("attainment", [request(**changes)], targets).value == 100 * is_met
+
+
+def test_answers_without_text_and_stream_meet_nothing():
+    empty = request(is_stream=False, content_us=[], first_content_us=None, output_tokens=0)
+    assert measure("attainment", [empty], {"e2e_latency": 50.0}, is_stream=False).value == 0
+
+
 def test_targets_from_schedule_hold_the_wait_before_sending():
     waited = request(scheduled_us=-30_000)
     assert measure("attainment", [waited], {"ttft": 20.0}).value == 100

@@ -3,6 +3,8 @@ from helpers.bench import later, request
 
 from pelton.bench.metrics.metric import Sample
 from pelton.bench.metrics.registry import all_metrics
+from pelton.bench.protocols.answer import Answer
+from pelton.bench.record import first_text_tokens
 from pelton.bench.results import Series
 
 METRICS = {m.name: m for m in all_metrics()}
@@ -83,6 +85,31 @@ def test_inter_token_latency_is_withheld_where_chunks_are_not_tokens():
     assert found.distribution is None
     assert "2.00 tokens" in found.withheld
     assert measure("tpot", [request(output_tokens=8)]).distribution.p50 == pytest.approx(6 / 7)
+
+
+@pytest.mark.parametrize(("stamps", "texts", "num_tokens", "first"), [
+    ([5, 6, 7, 8], ["ab", "c", "d", "e"], 4, 1.0),  # a token each
+    ([5, 6, 7, 8], ["ab", "c", "d", "e"], 3, 1.0),  # fewer tokens than chunks: miscounted, and said so elsewhere
+    ([5, 6, 7, 8], ["ab cd ef gh"] * 4, 16, 4.0),
+    ([5, 6, 7, 8], ["ab", "abcdef", "abcdef", "abcdef"], 10, 1.0),  # the first token alone, then several at once
+    ([5, 5, 7, 8], ["ab"] * 4, 4, 2.0),  # two chunks in one read
+    ([5, 5, 5, 5], ["ab"] * 4, 4, 4.0),
+    ([5], ["ab" * 16], 16, 16.0)])
+def test_tokens_that_came_with_the_first_text(stamps, texts, num_tokens, first):
+    answer = Answer(text="".join(texts))
+    for stamp, text in zip(stamps, texts, strict=True):
+        answer.stamp_text(stamp, "", text)
+    assert first_text_tokens(answer, num_tokens) == first
+
+
+def test_time_per_token_is_of_the_tokens_after_the_first_text():
+    """16 tokens, 4 ms each, in chunks of four."""
+    merged = request(output_tokens=16, first_text_tokens=4.0, content_us=[10_000, 26_000, 42_000, 58_000],
+                     last_content_us=58_000)
+    assert measure("tpot", [merged]).distribution.p50 == 4.0
+    assert measure("decode_rate", [merged]).distribution.p50 == 250.0
+    whole = request(output_tokens=16, first_text_tokens=16.0, content_us=[10_000], last_content_us=10_001)
+    assert measure("tpot", [whole]).withheld == measure("decode_rate", [whole]).withheld == "no samples"
 
 
 def test_streaming_metrics_are_withheld_without_streaming():

@@ -9,7 +9,7 @@ from pelton.bench.results import RequestRecord
 
 
 def latency_ms(record: RequestRecord, metric: str) -> float | None:
-    """A request's own latency by metric name; none where it has none, such as a gap of a single token."""
+    """A request's own latency by metric name; none where it has none, such as gaps where all text came at once."""
     base = metric.removesuffix("_scheduled")
     start = record.scheduled_us if metric.endswith("_scheduled") else record.sent_us
     if base == "e2e_latency":
@@ -17,9 +17,7 @@ def latency_ms(record: RequestRecord, metric: str) -> float | None:
     if base == "ttft":
         return None if record.first_content_us is None else (record.first_content_us - start) / 1e3
     assert metric == "tpot", metric
-    if record.output_tokens < 2 or record.first_text_us is None:
-        return None
-    return (record.last_content_us - record.first_text_us) / 1e3 / (record.output_tokens - 1)
+    return record.time_per_token_ms
 
 
 def meets_targets(sample: Sample) -> Sequence[bool]:
@@ -33,13 +31,19 @@ def meets_targets(sample: Sample) -> Sequence[bool]:
         raise Withheld("no targets were given (--goodput)")
     if not sample.is_stream and any(not name.startswith("e2e_latency") for name in targets):
         raise Withheld("the answers were not streamed")
-    return [r.is_ok and all(_is_within(latency_ms(r, name), limit) for name, limit in targets.items())
+    return [r.is_ok and _is_answer(r) and all(_is_within(r, name, limit) for name, limit in targets.items())
             for r in sample.requests if not r.was_cancelled]
 
 
-def _is_within(found: float | None, limit: float) -> bool:
-    """An answer of one token has no gaps that could be too long."""
-    return found is None or found <= limit
+def _is_answer(record: RequestRecord) -> bool:
+    """Whether it says anything: a server that is full must not meet targets with empty answers."""
+    return record.output_tokens > 0 and bool(record.content_us or not record.is_stream)
+
+
+def _is_within(record: RequestRecord, name: str, limit: float) -> bool:
+    """A latency that an answer does not have was not kept, but for the gaps of a single token."""
+    found = latency_ms(record, name)
+    return name == "tpot" and record.output_tokens == 1 if found is None else found <= limit
 
 
 def _compute(sample: Sample) -> float:
@@ -50,5 +54,6 @@ def _compute(sample: Sample) -> float:
 METRIC = Metric(
     name="attainment", title="Requests within targets", unit="%", order=93, kind="value", compute=_compute,
     formula="requests that met every target / requests, cancelled ones left out",
-    definition="Share of the requests whose latencies were all within the targets given with --goodput; failed ones "
-               "met none.")
+    definition="Share of the requests whose latencies were all within the targets given with --goodput. Failed ones "
+               "and answers without text met none, nor did those that lack a latency with a target: no text but "
+               "reasoning, or several tokens all at once.")

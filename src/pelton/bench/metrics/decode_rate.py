@@ -6,12 +6,12 @@ from pelton.bench.metrics.metric import Metric, Sample
 
 
 def _compute(sample: Sample) -> list[float]:
-    return [(r.output_tokens - 1) * 1e6 / (r.last_content_us - r.first_text_us) for r in sample.streamed()
-            if r.output_tokens > 1 and r.last_content_us > r.first_text_us]
+    return [1e3 / r.time_per_token_ms for r in sample.streamed() if r.time_per_token_ms]
 
 
 METRIC = Metric(
     name="decode_rate", title="Tokens per second of one user", unit="tokens/s", order=62, kind="samples",
-    compute=_compute, formula="(output tokens - 1) / (t(last text) - t(first text)), one per request",
+    compute=_compute,
+    formula="(output tokens - tokens of the first text) / (t(last text) - t(first text)), one per request",
     definition="How fast text appears to one user once it has begun: the inverse of the time per output token. The "
                "wait before it is not in it; the output rate of one request holds that too.")

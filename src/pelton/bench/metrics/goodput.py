@@ -14,4 +14,4 @@ METRIC = Metric(
     name="goodput", title="Goodput", unit="requests/s", order=92, kind="value", compute=_compute,
     formula="requests that met every target / (t(last request ended) - t(first request sent))",
     definition="Requests per second whose latencies were all within the targets given with --goodput. Failed requests "
-               "meet none (Zhong et al. 2024, DistServe).")
+               "and answers without text meet none (Zhong et al. 2024, DistServe).")

@@ -28,4 +28,4 @@ METRIC = Metric(
     formula="t(chunk i + 1) - t(chunk i), all gaps of all requests together",
     definition="Time between two neighbouring chunks with text of one request. Withheld where chunks hold more than "
                f"{MAX_TOKENS_PER_CHUNK} tokens on average, because a gap between chunks is then not one between "
-               "tokens; time per output token stays valid.")
+               "tokens; time per output token knows how many tokens a gap is of.")

@@ -6,11 +6,12 @@ from pelton.bench.metrics.metric import Metric, Sample
 
 
 def _compute(sample: Sample) -> list[float]:
-    return [(r.last_content_us - r.first_text_us) / 1e3 / (r.output_tokens - 1)
-            for r in sample.streamed() if r.output_tokens > 1]
+    return [r.time_per_token_ms for r in sample.streamed() if r.time_per_token_ms is not None]
 
 
 METRIC = Metric(
     name="tpot", title="Time per output token", unit="ms", order=30, kind="samples", compute=_compute,
-    formula="(t(last text) - t(first text)) / (output tokens - 1), one per request",
-    definition="Mean time of a request's tokens after its first. Requests with a single output token have none.")
+    formula="(t(last text) - t(first text)) / (output tokens - tokens of the first text), one per request",
+    definition="Mean time of a request's tokens after its first text, which holds one token, or more where chunks hold "
+               "several or arrive together: then its share of the answer's characters. An answer that came all at once "
+               "has none.")

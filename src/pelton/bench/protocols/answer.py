@@ -18,6 +18,8 @@ class Answer:
     text: str = ""
     content_ns: list[int] = field(default_factory=list)
     """Arrival of each chunk with text, reasoning included (streaming only)."""
+    num_first_chars: int = 0
+    """Characters of the text that arrived first, all that one read of the socket brought (streaming only)."""
     first_chunk_ns: int | None = None
     """Arrival of the first event, with text or without."""
     first_reasoning_ns: int | None = None
@@ -41,6 +43,8 @@ class Answer:
         """Text of one kind or both that came with an event."""
         if reasoning or content:
             self.content_ns.append(stamp)
+            if stamp == self.content_ns[0]:
+                self.num_first_chars += len(reasoning) + len(content)
         if reasoning and self.first_reasoning_ns is None:
             self.first_reasoning_ns = stamp
         if content and self.first_content_ns is None:

@@ -66,6 +66,9 @@ class RequestRecord(Record, kw_only=True):
     """Arrival of the last byte, or the moment of failure or cancellation."""
     content_us: list[int]
     """Arrival of every chunk with text, reasoning included, in microseconds since sending (streaming only)."""
+    first_text_tokens: float = 1.0
+    """Output tokens that arrived with the first text: 1, or where chunks hold several tokens or came together the first
+    text's share of the answer's characters times output_tokens (streaming only)."""
     num_chunks: int = 0
     """Events of the stream, with text or without."""
     finish_reason: str | None
@@ -85,6 +88,21 @@ class RequestRecord(Record, kw_only=True):
     def first_text_us(self) -> int | None:
         """Arrival of the first generated text, reasoning included."""
         return self.sent_us + self.content_us[0] if self.content_us else None
+
+    @property
+    def decode_us(self) -> int | None:
+        """From the first text to the last; none when no text came."""
+        return None if self.first_text_us is None else self.last_content_us - self.first_text_us
+
+    @property
+    def decode_tokens(self) -> float:
+        """Output tokens that came after the first text, which are those that `decode_us` was spent on."""
+        return max(self.output_tokens - self.first_text_tokens, 0.0) if self.content_us else 0.0
+
+    @property
+    def time_per_token_ms(self) -> float | None:
+        """Mean time of the output tokens after the first text; none where all came with it."""
+        return self.decode_us / 1e3 / self.decode_tokens if self.decode_tokens else None
 
     @property
     def prompt_tokens(self) -> int:

@@ -29,7 +29,8 @@ def check(view: View) -> Iterator[Finding]:
         if share > MAX_SHARE_BUNCHED:
             bunched[cell.id] = f"{share:.0%} of the chunks arrived together with the one before"
     yield from report("chunks_are_not_tokens", "warning", merged,
-                      "Inter-token latency is withheld for these cells; read time per output token.")
+                      "Inter-token latency is withheld for these cells. Time per output token is estimated: the first "
+                      "text counts for its share of the characters.")
     yield from report(
         "output_tokens_miscounted", "failure", short,
         "More chunks with text arrived than tokens were counted, and a token makes one chunk at most: rates and times "
@@ -37,4 +38,4 @@ def check(view: View) -> Iterator[Finding]:
     yield from report(
         "chunks_arrive_bunched", "warning", bunched,
         "The server or the network sends several chunks at once: low percentiles of inter-token latency are zeros, "
-        "high ones several tokens; read time per output token.")
+        "high ones several tokens. Read time per output token, which answers that came all at once do not have.")

@@ -17,8 +17,7 @@ def check(view: View) -> Iterator[Finding]:
         return
     alone, together = {}, {}
     for cell in view.cells:
-        streamed = [r for r in view.good(cell) if r.output_tokens > 1 and r.first_text_us is not None
-                    and r.last_content_us > r.first_text_us]
+        streamed = [r for r in view.good(cell) if r.time_per_token_ms]
         fast = [r for r in streamed if _rate(r) > TOLERANCE * roofline.decode_tokens_per_s(1, r.prompt_tokens)]
         if fast:
             fastest = max(fast, key=_rate)
@@ -36,7 +35,7 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _rate(record: RequestRecord) -> float:
-    return (record.output_tokens - 1) * 1e6 / (record.last_content_us - record.first_text_us)
+    return 1e3 / record.time_per_token_ms
 
 
 def _limit(roofline: Roofline, view: View, cell: CellResult) -> float | None:
