@@ -30,8 +30,9 @@ COUNT = prompt_counter(TINY)
 
 def sweep(folder, *, behaviour=(), **options):
     """A sweep of one cell; returns its cell, measured records and the server."""
-    fields = {"prompt_tokens": (20,), "output_tokens": (6,), "num_warmup": 2, "output_dir": str(folder),
-              "request_timeout": 20.0, "seed": 11, "calibrate": False, **UNWATCHED, **options}
+    sizes = {} if "trace" in options else {"prompt_tokens": (20,), "output_tokens": (6,)}
+    fields = {**sizes, "num_warmup": 2, "output_dir": str(folder), "request_timeout": 20.0, "seed": 11,
+              "calibrate": False, **UNWATCHED, **options}
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT, **dict(behaviour))) as server:
         assert run_sweep(SweepOptions(url=server.url, **fields)) == 0
     result = read_result(folder / "results.json")

@@ -20,7 +20,8 @@ COUNT = prompt_counter(TINY)
 
 def converse(folder, *, status=0, fault=lambda number, body: None, **options):
     """One cell of conversations; returns it, its records by conversation, and the requests' bodies."""
-    fields = {"concurrency": (2,), "prompt_tokens": (20,), "output_tokens": (5,), "num_requests": 12, "num_warmup": 1,
+    load = {} if {"request_rate", "stages"} & set(options) else {"concurrency": (2,)}
+    fields = {**load, "prompt_tokens": (20,), "output_tokens": (5,), "num_requests": 12, "num_warmup": 1,
               "session_turns": 3, "session_turn_tokens": 7, "output_dir": str(folder), "calibrate": False, **UNWATCHED,
               "request_timeout": 20.0, **options}
     behaviour = Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT, ttft_s=0.002, fault=fault)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pelton.bench.analysis import AnalysisOptions, WatchOptions
+from pelton.bench.idle_options import refuse_idle
 from pelton.bench.load.options import DEFAULT_NUM_REQUESTS, LoadOptions, require, require_list
 from pelton.bench.prompts.lengths import Lengths
 from pelton.bench.prompts.options import PromptOptions
@@ -104,6 +105,7 @@ class ServeOptions(LoadOptions, PromptOptions, AnalysisOptions, WatchOptions, Ta
         require_list("concurrency", self.concurrency, least=1)
         PromptOptions.__post_init__(self)
         require(self.trace is None, "trace", self.trace, "given to sweep")
+        refuse_idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ class SweepOptions(LoadOptions, PromptOptions, AnalysisOptions, WatchOptions, Ta
         budget = self.duration_budget
         require(budget is None or (math.isfinite(budget) and budget > 0), "duration_budget", budget,
                  "above 0 seconds")
+        refuse_idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)

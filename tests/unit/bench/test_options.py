@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from pelton.bench.options import ReportOptions, ServeOptions, SweepOptions
+from pelton.bench.options import ReportOptions, SearchOptions, ServeOptions, SweepOptions
 from pelton.bench.results import LoadSpec, LoadStage
 from pelton.bench.run import command_line
 from pelton.config import field_docs
@@ -32,6 +32,58 @@ def test_every_field_is_explained(cls):
 def test_wrong_values_name_their_field(changes, field):
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         SweepOptions(**{"url": "http://x", **changes})
+
+
+RATE, SEARCH_RATE = {"request_rate": (5.0,)}, {"search_for": "request_rate"}
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({**RATE, "concurrency": (1, 2)}, "concurrency"), ({"stages": "5:3", "concurrency": (4,)}, "concurrency"),
+    ({"trace": "t", "concurrency": (4,)}, "concurrency"), ({"trace": "t", "prompt_tokens": (64,)}, "prompt_tokens"),
+    ({"trace": "t", "prompt_tokens_stddev": 3.0, "prompt_tokens": (64,)}, "prompt_tokens"),
+    ({"trace": "t", "output_tokens": (3,)}, "output_tokens"), ({**RATE, "ramp_up": 5.0}, "ramp_up"),
+    ({"stages": "c1:3", "ramp_up": 5.0}, "ramp_up"), ({"burstiness": 2.0}, "burstiness"),
+    ({"stages": "5:3", "burstiness": 2.0}, "burstiness"), ({"arrivals": "constant"}, "arrivals"),
+    ({**RATE, "arrivals": "constant", "burstiness": 0.5}, "burstiness"),
+    ({"cancellation_delay": 1.0}, "cancellation_delay"), ({"num_prefixes": 4}, "num_prefixes"),
+    ({"think_time": 1.0}, "think_time"), ({"session_turn_tokens": 9}, "session_turn_tokens"),
+    ({"session_turns": 2, "session_turn_tokens": 9, "prompt_data": "x", "prompt_tokens": ("data",)},
+     "session_turn_tokens"),
+    ({"max_in_flight": 3}, "max_in_flight"), ({"max_in_flight": 3, "concurrency": (4,)}, "max_in_flight"),
+    ({"trace_speed_up": 2.0}, "trace_speed_up"), ({"unique_prompts": False}, "unique_prompts")])
+def test_options_that_would_do_nothing_are_refused(changes, field):
+    with pytest.raises(ConfigError, match=f"^{field} must be left out"):
+        SweepOptions(url="http://x", **changes)
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"concurrency": (4,)}, "concurrency"), ({"max_in_flight": 3}, "max_in_flight"), ({"burstiness": 2.0}, "burstiness"),
+    ({**SEARCH_RATE, "ramp_up": 1.0}, "ramp_up"), ({"attainment": 90.0}, "attainment"),
+    ({"goodput": "ttft:100", "knee_gain": 5.0}, "knee_gain"), ({**SEARCH_RATE, "knee_gain": 5.0}, "knee_gain")])
+def test_a_search_refuses_options_that_would_do_nothing(changes, field):
+    with pytest.raises(ConfigError, match=f"^{field} must be left out"):
+        SearchOptions(url="http://x", **changes)
+
+
+def test_stages_of_requests_in_flight_have_no_other_limit():
+    with pytest.raises(ConfigError, match="^max_in_flight must be left out with stages of requests in flight"):
+        SweepOptions(url="http://x", stages="c1:3", max_in_flight=3).loads(())
+    assert SweepOptions(url="http://x", stages="1:3", max_in_flight=3).loads(())[0].max_in_flight == 3
+
+
+@pytest.mark.parametrize("changes", [
+    {**RATE, "burstiness": 2.0, "max_in_flight": 3}, {**RATE, "arrivals": "constant"},
+    {"concurrency": (4,), "ramp_up": 1.0}, {**RATE, "concurrency": (1, 2, 4, 8)}, {"trace": "t", "trace_speed_up": 2.0},
+    {"session_turns": 2, "think_time": 1.0, "session_turn_tokens": 9}, {"shared_prefix_tokens": 8, "num_prefixes": 4},
+    {"cancellation_rate": 0.5, "cancellation_delay": 1.0}, {"prompt_text": "x", "unique_prompts": False}])
+def test_options_that_do_something_or_are_the_defaults_are_taken(changes):
+    SweepOptions(url="http://x", **changes)
+
+
+def test_a_search_takes_what_shapes_its_rates():
+    options = SearchOptions(url="http://x", **SEARCH_RATE, arrivals="constant", max_in_flight=3)
+    load = options.load_at(7.0)
+    assert (load.kind, load.rate, load.max_in_flight) == ("constant", 7.0, 3)
 
 
 def test_command_line_repeats_the_run_without_the_key():

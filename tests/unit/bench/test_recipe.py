@@ -49,6 +49,16 @@ def test_a_workload_becomes_words_of_a_command_line(tmp_path):
                                                     "--num-trials=2"]
 
 
+@pytest.mark.parametrize(("given", "words"), [
+    ((), ["--request-rate=5", "--arrivals=constant", "--num-trials=2"]),
+    (("request_rate", "num_trials"), ["--request-rate=5", "--arrivals=constant", "--num-trials=2"]),
+    (("concurrency",), ["--num-trials=2"])])
+def test_a_load_on_the_command_line_replaces_another_kind_of_load(tmp_path, given, words):
+    path = write(tmp_path / "a", "workload: {request_rate: 5, arrivals: constant, num_trials: 2}\n"
+                                 "engines: [{name: a, url: 'http://x'}]")
+    assert load_recipes([path]).workload_argv(given) == words
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("engines: [{name: a, command: x, port: 3}]", "unknown field `port`"),
     ("machines: []", "unknown field `machines`"),

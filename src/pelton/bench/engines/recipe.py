@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import shlex
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ import msgspec
 import yaml
 
 from pelton.errors import ConfigError
+
+LOADS = ("concurrency", "request_rate", "stages")
+SHAPES = (*LOADS, "ramp_up", "arrivals", "burstiness", "max_in_flight")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -57,15 +60,23 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workload: dict[str, Any] = {}
     engines: list[Engine] = []
 
-    def workload_argv(self) -> list[str]:
+    def workload_argv(self, given: Collection[str] = ()) -> list[str]:
         """The workload as words of a command line, so that one reader checks both.
+
+        Args:
+            given: options that stand on the command line. A load there takes the place of another kind of load here,
+                with all that belongs to it.
 
         Raises:
             ConfigError: a value that no option can have.
         """
         words: list[str] = []
+        own = {key.replace("-", "_") for key in self.workload}
+        is_replaced = any(name in given and name not in own for name in LOADS)
         for key, value in self.workload.items():
             flag = key.replace("_", "-")
+            if is_replaced and flag.replace("-", "_") in SHAPES:
+                continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             elif isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):

@@ -93,6 +93,8 @@ class LoadOptions:
                 "above 0")
         require(self.arrivals != "gamma" or burstiness is not None, "burstiness", burstiness,
                 "given for gamma arrivals")
+        require(self.arrivals != "constant" or burstiness is None, "burstiness", burstiness,
+                "left out with constant arrivals, or arrivals be gamma")
         require(math.isfinite(self.trace_speed_up) and self.trace_speed_up > 0, "trace_speed_up", self.trace_speed_up,
                 "above 0")
         require(self.max_in_flight >= 1, "max_in_flight", self.max_in_flight, "at least 1")
@@ -142,6 +144,8 @@ class LoadOptions:
         if stages[0].concurrency is None:
             return LoadSpec(kind="stages", stages=stages, num_requests=self.num_requests,
                             max_in_flight=self.max_in_flight, **common)
+        require(self.max_in_flight == LoadOptions.max_in_flight, "max_in_flight", self.max_in_flight,
+                "left out with stages of requests in flight, which say so themselves")
         counts = [stage.num_requests for stage in stages]
         require(self.session_turns == 1 or not any(counts), "stages", self.stages, "in seconds with session_turns")
         count = sum(counts) if None not in counts else None

@@ -89,6 +89,11 @@ class PromptOptions:
         return read_material(self.prompt_text or self.prompt_repeat_text, self.prompt_data)
 
     @property
+    def takes_turns_of_data(self) -> bool:
+        """Whether conversations are those of the data set, in whatever size."""
+        return all(length.kind == "data" for length in self._lengths("prompt_tokens"))
+
+    @property
     def prompt_spec(self) -> PromptSpec:
         """What the prompts are made of."""
         source = ("data" if self.prompt_data else "text" if self.prompt_text else
