@@ -255,7 +255,8 @@ def bench_engines(argv: list[str]) -> int:
     add_options(parser, SweepOptions, skip=FROM_RECIPE)
     args = parser.parse_intermixed_args(argv)
     recipe = load_recipes(args.recipes, args.set)
-    args = parser.parse_intermixed_args([*recipe.workload_argv(vars(args)), *argv])  # what stands on the command line wins
+    from_recipe = recipe.workload_argv(vars(args))
+    args = parser.parse_intermixed_args([*from_recipe, *argv])  # what stands on the command line wins
     options = read_options(EnginesOptions, args, fail_if=tuple(args.fail_if))
     own = given_options((EnginesOptions,), args)
     workload = {name: value for name, value in given_options((SweepOptions,), args).items() if name not in own}

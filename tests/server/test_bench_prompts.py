@@ -23,8 +23,8 @@ TEXT = "A wheel turned under falling water all day, and all night, and nobody as
 def sweep(folder, **options):
     """(result, measured requests' bodies, warm-up and probes left out)."""
     sized = {} if "trace" in options else {"concurrency": (2,), "prompt_tokens": ("60",), "output_tokens": ("5",)}
-    fields = {**sized, "num_requests": 8, "num_warmup": 0, "output_dir": str(folder / "out"), "calibrate": False, **UNWATCHED,
-              "request_timeout": 20.0, **options}
+    fields = {**sized, "num_requests": 8, "num_warmup": 0, "output_dir": str(folder / "out"), "calibrate": False,
+              **UNWATCHED, "request_timeout": 20.0, **options}
     with serve_in_thread(Behaviour(model="tiny", root=str(TINY), count_prompt=COUNT)) as server:
         assert run_sweep(SweepOptions(url=server.url, **fields)) == 0
     result = read_result(folder / "out" / "results.json")

@@ -71,9 +71,9 @@ def test_another_server_or_command_is_not_gone_on_with(tmp_path):
         run_sweep(SweepOptions(url=server.url, **fields(tmp_path)))
     with serving(model="other") as server, pytest.raises(ConfigError, match="resume: the earlier run had model 'tiny'"):
         run_sweep(SweepOptions(url=server.url, **fields(tmp_path, resume=True)))
+    options = fields(tmp_path, resume=True, prompt_tokens=(20,))
+    del options["concurrency"]
     with serving() as server, pytest.raises(ConfigError, match="is the result of bench sweep, not of bench search"):
-        options = fields(tmp_path, resume=True, prompt_tokens=(20,))
-        del options["concurrency"]
         run_search(SearchOptions(url=server.url, **options))
     with serving() as server:
         for changed, name in (({"extra_inputs": "n_probs:1"}, "extra_inputs"), ({"temperature": 0.5}, "temperature"),

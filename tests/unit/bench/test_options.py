@@ -57,16 +57,17 @@ def test_options_that_would_do_nothing_are_refused(changes, field):
 
 
 @pytest.mark.parametrize(("changes", "field"), [
-    ({"concurrency": (4,)}, "concurrency"), ({"max_in_flight": 3}, "max_in_flight"), ({"burstiness": 2.0}, "burstiness"),
-    ({**SEARCH_RATE, "ramp_up": 1.0}, "ramp_up"), ({"attainment": 90.0}, "attainment"),
-    ({"goodput": "ttft:100", "knee_gain": 5.0}, "knee_gain"), ({**SEARCH_RATE, "knee_gain": 5.0}, "knee_gain")])
+    ({"concurrency": (4,)}, "concurrency"), ({"max_in_flight": 3}, "max_in_flight"),
+    ({"burstiness": 2.0}, "burstiness"), ({**SEARCH_RATE, "ramp_up": 1.0}, "ramp_up"),
+    ({"attainment": 90.0}, "attainment"), ({"goodput": "ttft:100", "knee_gain": 5.0}, "knee_gain"),
+    ({**SEARCH_RATE, "knee_gain": 5.0}, "knee_gain")])
 def test_a_search_refuses_options_that_would_do_nothing(changes, field):
     with pytest.raises(ConfigError, match=f"^{field} must be left out"):
         SearchOptions(url="http://x", **changes)
 
 
 def test_stages_of_requests_in_flight_have_no_other_limit():
-    with pytest.raises(ConfigError, match="^max_in_flight must be left out with stages of requests in flight"):
+    with pytest.raises(ConfigError, match=r"^max_in_flight must be left out with stages of requests in flight"):
         SweepOptions(url="http://x", stages="c1:3", max_in_flight=3).loads(())
     assert SweepOptions(url="http://x", stages="1:3", max_in_flight=3).loads(())[0].max_in_flight == 3
 
