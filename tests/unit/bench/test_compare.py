@@ -35,7 +35,6 @@ NUM_REQUESTS = 60
 def made(*, slowness: float = 1.0, num_trials: int = 1, seed: object = None, seconds_off: float = 0.0, **workload):
     """A cell of one request at a time whose first tokens take about 10 ms times the slowness."""
     rng = random.Random(seed)
-    shape = spec(num_requests=NUM_REQUESTS)
     records, at = [], round(seconds_off * 1e6)
     for trial in range(num_trials):
         for index in range(NUM_REQUESTS):
@@ -45,10 +44,38 @@ def made(*, slowness: float = 1.0, num_trials: int = 1, seed: object = None, sec
                                          first_content_us=first, content_us=times, last_content_us=times[-1],
                                          end_us=times[-1] + 1000), at))
             at += times[-1] + 1100
-    fields = {"loads": [closed(1, NUM_REQUESTS)], "num_trials": num_trials, **workload}
-    found = result([(shape, records)], workload=fields)
+    return of_trials(spec(num_requests=NUM_REQUESTS), records, num_trials,
+                     **{"loads": [closed(1, NUM_REQUESTS)], **workload})
+
+
+def of_trials(shape, records, num_trials: int, **workload):
+    """A result of one cell of so many trials."""
+    found = result([(shape, records)], workload={"num_trials": num_trials, **workload})
     return msgspec.structs.replace(found, cells=[msgspec.structs.replace(c, num_trials=num_trials)
                                                  for c in found.cells])
+
+
+def uneven(*slowness: float):
+    """A result of trials of which each has its own slowness."""
+    records = [msgspec.structs.replace(record, trial=trial) for trial, slow in enumerate(slowness)
+               for record in made(slowness=slow, seed=trial, seconds_off=10.0 * trial).requests]
+    return of_trials(spec(num_requests=NUM_REQUESTS), records, len(slowness), loads=[closed(1, NUM_REQUESTS)])
+
+
+def with_requests(found, num: int, **changes):
+    """The same result with other fields in its first so many requests."""
+    return msgspec.structs.replace(found, requests=[
+        msgspec.structs.replace(record, **(changes if number < num else {}))
+        for number, record in enumerate(found.requests)])
+
+
+def failing(found, num: int):
+    return with_requests(found, num, error="http", error_message="HTTP 503", http_status=503)
+
+
+def cached(found):
+    """Its prompts came from a cache, for which the audit fails the cell."""
+    return with_requests(found, NUM_REQUESTS, cached_tokens=12)
 
 
 def held(base, other, *rules: str, **options):
@@ -161,6 +188,40 @@ def test_paired_trials_cancel_what_moves_both_sides():
     assert unpaired.says == "no difference shown"
 
 
+def test_the_figures_shown_have_the_change_that_is_shown():
+    """One slow trial of the base moves the pooled P95 and the geometric mean very differently."""
+    base, other = uneven(1.0, 1.0, 4.0), uneven(1.5, 1.5, 1.5)
+    for sides in ((base, other), (base, uneven(1.5, 1.5, 1.5, 1.5)), (made(seed=1), made(seed=2, slowness=1.5)),
+                  (staged(seed=1, slowness=1.0, num_trials=3), staged(seed=2, slowness=1.5, num_trials=3))):
+        effects = [e for cell in held(*sides).cells for e in cell.effects if e.base]
+        assert any(e.change is not None for e in effects)
+        assert all(e.change == e.other / e.base - 1 for e in effects if e.change is not None)
+    found = held(base, other, "ttft_p95 > +1ms", "ttft_p95 > 16ms", "ttft_p95 < 17ms")
+    effect = effect_of(found, "ttft_p95")
+    alone = [effect_of(held(side, made(seed=9)), "ttft_p95").base
+             for side in (made(slowness=slow, seed=trial) for trial, slow in enumerate((1.0, 1.0, 4.0)))]
+    assert effect.base == pytest.approx(statistics.geometric_mean(alone))
+    assert effect.base < 20 < base.cells[0].distribution("ttft").p95  # by which the others would be far faster
+    assert [r.outcome for r in found.rules] == ["passed", "failed", "failed"]
+    assert effect.difference == effect.other - effect.base
+
+
+def test_trials_that_are_all_alike_show_no_difference_by_rounding():
+    figure, any_value = parse_figure("itl_p50"), Percentile(value=1.0, low=None, high=None)
+    for us in range(1, 2000):
+        effect = measure_effect(figure, any_value, any_value, base_trials=[us / 1000] * 3, other_trials=[us / 1000] * 4)
+        assert effect.says == "no difference shown", us
+
+
+def test_what_a_figure_is_of_is_said():
+    legend = "figures are geometric means over the trials where every trial of both sides has one"
+    single, repeated = held(made(seed=1), made(seed=2)), held(uneven(1, 1, 1), uneven(1, 1, 1))
+    assert legend not in to_markdown(single)
+    assert legend in to_markdown(repeated)
+    assert legend in render_comparison(repeated)
+    assert "over all its requests" not in render_comparison(repeated)
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """Coverage on fresh samples of a known ratio of medians, both ways of making an interval; bounds of 4 sigma."""
     rng, figure, true, rounds = random.Random(), parse_figure("ttft_p50"), 1.2, 300
@@ -189,6 +250,10 @@ def test_zero_and_withheld_figures_are_said_and_not_divided():
     assert measure_effect(figure, zero, zero).change == 0.0
     effect = measure_effect(figure, zero, two)
     assert (effect.change, effect.says, effect.difference) == (None, "not known", 2.0)
+    effect = measure_effect(figure, two, zero, base_trials=[2.0] * 3, other_trials=[0.0] * 3)
+    assert (effect.change, effect.low, effect.high, effect.says) == (-1.0, None, None, "not known")
+    below = Percentile(value=-1.0, low=None, high=None)
+    assert measure_effect(figure, two, below).change is None
     assert measure_effect(figure, "withheld", two).note == "withheld"
 
 
@@ -236,6 +301,43 @@ def test_significance_asks_that_the_whole_interval_is_beyond():
     assert [r.outcome for r in found.rules] == ["passed", "failed", "passed"]  # a single run's rate has no interval
 
 
+@pytest.mark.parametrize("needs_significance", [False, True])
+def test_a_rise_from_zero_is_more_than_any_percentage_and_a_fall_to_it_is_all(needs_significance):
+    rules = "errors > +10%", "errors >= +900%", "errors < +10%", "errors <= -10%", "errors > +4"
+    none, five = made(seed=1), failing(made(seed=2), 5)
+    risen = held(none, five, *rules, needs_significance=needs_significance).rules
+    assert [r.outcome for r in risen] == ["failed", "failed", "passed", "passed", "failed"]
+    assert all("0 -> 5 requests" in r.reason for r in risen)
+    fallen = held(five, none, *rules, needs_significance=needs_significance).rules
+    assert [r.outcome for r in fallen] == ["passed", "passed", "failed", "failed", "passed"]
+    assert fallen[0].reason == "5 -> 0 requests, -100.0 %"
+    still = held(none, made(seed=2), *rules, needs_significance=needs_significance).rules
+    assert [r.outcome for r in still] == ["passed", "passed", "failed", "passed", "passed"]
+
+
+@pytest.mark.parametrize(("spoil_base", "spoil_other", "sides"), [
+    (True, False, "a (prompts_cached)"), (False, True, "b (prompts_cached)"),
+    (True, True, "a (prompts_cached) and b (prompts_cached)")])
+def test_no_rule_is_judged_by_what_the_audit_failed_unless_forced(spoil_base, spoil_other, sides):
+    base, other = (cached(side) if spoil else side
+                   for side, spoil in ((made(seed=1), spoil_base), (made(seed=2, slowness=1.5), spoil_other)))
+    rules = "ttft_p50 > +80%", "ttft_p50 > +10%", "errors > 5"
+    found = held(base, other, *rules)
+    assert [r.outcome for r in found.rules] == ["not known"] * 3
+    assert all(r.reason.startswith(f"the audit failed {sides}; ") for r in found.rules)
+    suite = ET.fromstring(to_junit(found)).find("testsuite")
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "3")
+    for page in (to_markdown(found), render_comparison(found)):
+        assert "the audit failed c1-p16-o4 (prompts_cached); see its own report" in page
+    assert [r.outcome for r in held(base, other, *rules, force=True).rules] == ["passed", "failed", "passed"]
+
+
+def test_failed_requests_break_their_rule_though_the_audit_fails_the_cell_for_them():
+    found = held(made(seed=1), failing(made(seed=2), 13), "errors > +10%", "errors < +10%", "ttft_p50 > +90%")
+    assert [r.outcome for r in found.rules] == ["failed", "not known", "not known"]
+    assert found.rules[0].reason.startswith("the audit failed b (requests_failed); 0 -> 13 requests")
+
+
 def staged(*, slowness: float, num_trials: int = 1, seed: object = None):
     """A cell of two stages, of which only the second is `slowness` times as slow."""
     load = LoadSpec(kind="closed_stages", concurrency=1, stages=read_stages("c1:30req,c1:30req"))
@@ -249,9 +351,7 @@ def staged(*, slowness: float, num_trials: int = 1, seed: object = None):
             record, cell=shape.id, stage=second.name if is_second else first.name,
             first_content_us=record.first_content_us + shift, content_us=[t + shift for t in record.content_us],
             last_content_us=record.last_content_us + shift, end_us=record.end_us + shift))
-    found = result([(shape, records)], workload={"loads": [load], "num_trials": num_trials})
-    return msgspec.structs.replace(found, cells=[msgspec.structs.replace(c, num_trials=num_trials)
-                                                 for c in found.cells])
+    return of_trials(shape, records, num_trials, loads=[load])
 
 
 @pytest.mark.parametrize(("num_trials", "method"), [(1, "percentile intervals"), (4, "paired trials")])
@@ -342,6 +442,20 @@ def test_a_check_that_saves_moves_the_baseline_only_when_it_passes(places, capsy
     assert cli.main(["bench", "baseline", "check", "main", new, "--save", "--fail-if", "ttft_p50 > +90%", *where]) == 0
     assert kept.read_bytes() != first
     capsys.readouterr()
+
+
+def test_a_check_of_what_the_audit_failed_neither_passes_nor_moves_the_baseline(places, capsys):
+    where = ["--baseline-dir", str(places / "kept"), "--fail-if", "ttft_p50 > +10%"]
+    kept = places / "kept" / "main.json"
+    old, faster = str(places / "old"), str(places / "faster")
+    write_result(cached(made(seed=2, slowness=0.5)), prepare_output_dir(faster))
+    assert cli.main(["bench", "baseline", "check", "main", old, "--save", *where]) == 0
+    first = kept.read_bytes()
+    capsys.readouterr()
+    assert cli.main(["bench", "baseline", "check", "main", faster, "--save", *where]) == 4
+    assert "the audit failed now (prompts_cached)" in capsys.readouterr().out
+    assert kept.read_bytes() == first
+    assert cli.main(["bench", "baseline", "check", "main", faster, *where, "--force"]) == 0
 
 
 def test_a_partial_result_makes_no_baseline(places, capsys):

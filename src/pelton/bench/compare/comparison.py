@@ -51,6 +51,10 @@ def compare(named: Sequence[Named], *, rules: Sequence[Rule] = (), needs_signifi
     """Holds every result against the first. All are computed again, by this version's formulas and with the latency
     targets of the first, so that equal names mean equal things.
 
+    Args:
+        force: go on where the workloads or the work differ, and hold rules against cells that the audit failed as
+            against any other.
+
     Raises:
         ConfigError: the workloads differ, or share no cell, and it is not forced.
     """
@@ -65,10 +69,13 @@ def compare(named: Sequence[Named], *, rules: Sequence[Rule] = (), needs_signifi
     found = {c.cell for c in cells}
     if not found:
         raise ConfigError("the results have no cell in common")
-    outcomes = [rule.judge(cell, needs_significance=needs_significance) for rule in rules for cell in cells
-                if cell.stage is None]
-    return Comparison(schema=SCHEMA, sides=[_side(side, differences.get(side.name, [])) for side in (base, *others)],
-                      is_forced=force and bool(work or any(differences.values())), cells=cells, rules=outcomes)
+    sides = [_side(base, []), *(_side(side, differences[side.name]) for side in others)]
+    unfit = {} if force else {side.name: _unfit(sides[0], side) for side in sides[1:]}
+    outcomes = [rule.judge(cell, needs_significance=needs_significance,
+                           unfit=unfit.get(cell.other, {}).get(cell.cell, ""))
+                for rule in rules for cell in cells if cell.stage is None]
+    return Comparison(schema=SCHEMA, sides=sides, is_forced=force and bool(work or any(differences.values())),
+                      cells=cells, rules=outcomes)
 
 
 def _recomputed(side: Named, base: RunResult) -> Named:
@@ -91,7 +98,23 @@ def _side(side: Named, differences: list[str]) -> Side:
                 model=result.target.model, protocol=result.target.protocol, endpoint=result.target.endpoint,
                 extra_inputs=result.target.extra_inputs, started_at=result.environment.started_at,
                 workload=workload_hash(result), differences=differences, status=result.status,
-                verdicts=dict(verdicts(result)))
+                verdicts=dict(verdicts(result)), failures=_failures(result))
+
+
+def _failures(result: RunResult) -> dict[str, list[str]]:
+    """Cell that the audit failed -> the names of the findings that failed it."""
+    failures = [finding for finding in result.findings if finding.severity == "failure"]
+    return {cell: list(dict.fromkeys(f.name for f in failures if not f.cells or cell in f.cells))
+            for cell, verdict in verdicts(result).items() if verdict == "failed"}
+
+
+def _unfit(base: Side, other: Side) -> dict[str, str]:
+    """Cell that the audit failed on either side -> which side, and for what."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for side in (base, other):
+        for cell, names in side.failures.items():
+            said[cell].append(f"{side.name} ({', '.join(names)})")
+    return {cell: f"the audit failed {' and '.join(parts)}" for cell, parts in said.items()}
 
 
 def _compare_side(base: Named, side: Named, rules: Sequence[Rule]) -> list[CellComparison]:

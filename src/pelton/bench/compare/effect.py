@@ -1,9 +1,11 @@
 """The size of a difference and its confidence interval, on the scale of ratios.
 
 From repeats, the logarithm of the ratio of each pair of trials (or, of unequal numbers of trials, of each trial) is one
-sample, and Student's t gives the interval: it holds what differs from repeat to repeat. Without three repeats on both
-sides the percentiles' own intervals are combined (Zou and Donner 2008, recovered variances, on logarithms); these know
-only what differs from request to request. A rate of a single run tells nothing of its spread and gets no interval.
+sample, and Student's t gives the interval: it holds what differs from repeat to repeat. The figures shown are then the
+geometric means over the trials, whose ratio the change is. Without three repeats on both sides the figures are those of
+all requests, and the percentiles' own intervals are combined (Zou and Donner 2008, recovered variances, on logarithms);
+these know only what differs from request to request. A rate of a single run tells nothing of its spread and gets no
+interval.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pelton.bench.compare.records import Effect, Method, Says
 from pelton.bench.results import Percentile
 
 MIN_TRIALS = 3
+ROUNDING = 1e-12  # of means of logarithms: trials that are all alike must show no difference
 # Two-sided 95 % points of Student's t by degrees of freedom; beyond the list the next lower entry, which is wider.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 12: 2.179,
       15: 2.131, 20: 2.086, 30: 2.042, 60: 2.0, 120: 1.98}
@@ -25,45 +28,60 @@ _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 
 def measure_effect(figure: Figure, base: Percentile | str, other: Percentile | str, *,
                    base_trials: Sequence[float | None] = (), other_trials: Sequence[float | None] = ()) -> Effect:
     """The effect of one figure; a text in place of a figure says why it is missing."""
-    def make(change: float | None, low: float | None, high: float | None, method: Method, note: str = "") -> Effect:
-        return Effect(metric=figure.name, title=figure.title, unit=figure.metric.unit,
-                      base=None if isinstance(base, str) else base.value,
-                      other=None if isinstance(other, str) else other.value, change=change, low=low, high=high,
-                      method=method, says=_says(figure, change, low, high), note=note)
-
+    ours, theirs = (None if isinstance(side, str) else side.value for side in (base, other))
     missing = next((side for side in (base, other) if isinstance(side, str)), None)
     if missing is not None:
-        return make(None, None, None, "none", missing)
-    if base.value == other.value == 0:
-        return make(0.0, None, None, "none", "both are 0")
-    if base.value <= 0 or other.value <= 0:
-        return make(None, None, None, "none", "a ratio to or of 0 has no meaning")
+        return _effect(figure, ours, theirs, note=missing)
+    if min(ours, theirs) <= 0:
+        return _without_ratio(figure, ours, theirs)
     if _can_use(base_trials) and _can_use(other_trials):
-        ratio, margin, method = _from_trials(base_trials, other_trials)
-        return make(math.expm1(ratio), math.expm1(ratio - margin), math.expm1(ratio + margin), method)
-    change = other.value / base.value - 1
+        return _from_trials(figure, base_trials, other_trials)
+    change = theirs / ours - 1
     if figure.stat is None or figure.stat == "mean":
-        return make(change, None, None, "none", f"an interval needs {MIN_TRIALS} trials (--num-trials)")
+        return _effect(figure, ours, theirs, change, note=f"an interval needs {MIN_TRIALS} trials (--num-trials)")
     low, high = _from_intervals(base, other)
     note = "" if low is not None and high is not None else "the samples do not reach far enough to close the interval"
-    return make(change, low, high, "percentile intervals", note)
+    return _effect(figure, ours, theirs, change, low, high, "percentile intervals", note)
+
+
+def _effect(figure: Figure, base: float | None, other: float | None, change: float | None = None,
+            low: float | None = None, high: float | None = None, method: Method = "none", note: str = "") -> Effect:
+    return Effect(metric=figure.name, title=figure.title, unit=figure.metric.unit, base=base, other=other,
+                  change=change, low=low, high=high, method=method, says=_says(figure, change, low, high), note=note)
+
+
+def _without_ratio(figure: Figure, base: float, other: float) -> Effect:
+    """Of figures that have no logarithm: at least one is 0 or below."""
+    if min(base, other) < 0:
+        return _effect(figure, base, other, note="a ratio of negative figures has no meaning")
+    if base > 0:
+        return _effect(figure, base, other, -1.0, note="a fall to 0 has no interval")
+    if other > 0:
+        return _effect(figure, base, other, note="a rise from 0 has no ratio")
+    return _effect(figure, base, other, 0.0, note="both are 0")
 
 
 def _can_use(trials: Sequence[float | None]) -> bool:
     return len(trials) >= MIN_TRIALS and all(value is not None and value > 0 for value in trials)
 
 
-def _from_trials(base: Sequence[float], other: Sequence[float]) -> tuple[float, float, Method]:
-    """(mean logarithm of the ratio, half the interval's width, method)."""
-    ours, theirs = [math.log(v) for v in base], [math.log(v) for v in other]
-    if len(ours) == len(theirs):
-        ratios = [b - a for a, b in zip(ours, theirs)]
-        spread = statistics.stdev(ratios) / math.sqrt(len(ratios))
-        return statistics.fmean(ratios), student_t(len(ratios) - 1) * spread, "paired trials"
-    parts = [statistics.variance(side) / len(side) for side in (ours, theirs)]  # Welch
-    weight = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (ours, theirs)))
-    freedom = sum(parts) ** 2 / weight if weight else min(len(ours), len(theirs)) - 1
-    return statistics.fmean(theirs) - statistics.fmean(ours), student_t(freedom) * math.sqrt(sum(parts)), "trials"
+def _from_trials(figure: Figure, base: Sequence[float], other: Sequence[float]) -> Effect:
+    """The geometric means over the trials: their ratio is what the logarithms' interval is of."""
+    ours, theirs = statistics.geometric_mean(base), statistics.geometric_mean(other)
+    margin, method = _margin([math.log(v) for v in base], [math.log(v) for v in other])
+    ratio, margin = theirs / ours, max(margin, ROUNDING)
+    return _effect(figure, ours, theirs, ratio - 1, ratio * math.exp(-margin) - 1, ratio * math.exp(margin) - 1, method)
+
+
+def _margin(base: Sequence[float], other: Sequence[float]) -> tuple[float, Method]:
+    """(half the width of the interval of the difference of the means, method)."""
+    if len(base) == len(other):
+        spread = statistics.stdev(b - a for a, b in zip(base, other)) / math.sqrt(len(base))
+        return student_t(len(base) - 1) * spread, "paired trials"
+    parts = [statistics.variance(side) / len(side) for side in (base, other)]  # Welch
+    weight = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (base, other)))
+    freedom = sum(parts) ** 2 / weight if weight else min(len(base), len(other)) - 1
+    return student_t(freedom) * math.sqrt(sum(parts)), "trials"
 
 
 def student_t(freedom: float) -> float:

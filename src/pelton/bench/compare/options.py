@@ -13,11 +13,12 @@ class RuleOptions:
 
     fail_if: tuple[str, ...] = ()
     """Condition under which the comparison fails, such as 'ttft_p95 > +10%' (change), 'ttft_p95 > +20ms' (change) or
-    'output_throughput < 500' (the figure itself); may be given several times. A figure that was withheld fails too."""
+    'output_throughput < 500' (the figure itself); may be given several times. A figure that was withheld fails
+    too, as does a cell that the audit failed."""
     fail_if_significant: bool = False
     """A change fails only where its whole 95 % interval is beyond the threshold; else the change as measured counts."""
     force: bool = False
-    """Compare results of different workloads too, and say so."""
+    """Compare results of different workloads too, and say so; hold rules against cells that the audit failed."""
     junit: str | None = None
     """JUnit XML file with a test case for each rule and cell."""
     output_dir: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from pelton.bench.compare.records import CellComparison, Comparison, Effect
 from pelton.bench.compare.rules import show_change
-from pelton.bench.compare.shown import METHODS, extra_inputs, key_effects, remarks
+from pelton.bench.compare.shown import FIGURES_OF, METHODS, extra_inputs, key_effects, remarks
 from pelton.bench.report.document import document, plot_section
 from pelton.bench.report.figure import SYMBOLS, Plot, digits
 from pelton.bench.report.tables import facts
@@ -90,8 +90,10 @@ def _side_by_side(comparison: Comparison) -> Plot | None:
                       if c.other == (comparison.sides[1].name if index == 0 else side.name)]
             lines.append(_points(side.name, index, [p for p in points if p[1] is not None]))
         figures[title] = _figure(lines, f"{title} ({unit})")
-    return Plot("side-by-side", "Side by side", "Each side's figure in each cell, over all its requests.",
-                figures) if figures else None
+    text = f"Each side's figure in each cell: {FIGURES_OF}."
+    if len(comparison.sides) > 2:
+        text += f" Those of {comparison.base.name} are what {comparison.sides[1].name} is held against."
+    return Plot("side-by-side", "Side by side", text, figures) if figures else None
 
 
 def _changes(comparison: Comparison) -> Plot | None:

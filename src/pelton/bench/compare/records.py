@@ -9,6 +9,7 @@ from pelton.bench.results import Record
 SCHEMA = "pelton.bench.compare/1"
 
 Says = Literal["better", "worse", "changed", "no difference shown", "not known"]
+Outcome = Literal["passed", "failed", "not known"]
 Method = Literal["paired trials", "trials", "percentile intervals", "none"]
 
 
@@ -31,20 +32,24 @@ class Side(Record, kw_only=True):
     status: str
     verdicts: dict[str, str]
     """Cell -> what the audit says of it."""
+    failures: dict[str, list[str]]
+    """Cell that the audit failed -> the names of the findings that failed it."""
 
 
 class Effect(Record, kw_only=True):
-    """How one figure of one cell differs from the base's."""
+    """How one figure of one cell, or of one stage of it, differs from the base's. Wherever there is a change, it is
+    other / base - 1."""
 
     metric: str
     """As rules name it: METRIC_STAT, such as ttft_p95, or METRIC alone."""
     title: str
     unit: str
     base: float | None
-    """Over all requests of the cell."""
+    """From trials (see method) the geometric mean of the trials' figures; else of the requests of all trials."""
     other: float | None
+    """The same of the other side."""
     change: float | None
-    """Relative: 0.1 is 10 % more than the base. From trials: of the geometric means over the trials."""
+    """Relative: 0.1 is 10 % more than the base."""
     low: float | None
     """Lower end of the change's 95 % confidence interval; none: it cannot be told."""
     high: float | None
@@ -57,6 +62,15 @@ class Effect(Record, kw_only=True):
     def difference(self) -> float | None:
         """Other minus base, in the metric's unit."""
         return None if self.base is None or self.other is None else self.other - self.base
+
+    @property
+    def is_from_trials(self) -> bool:
+        return self.method in ("paired trials", "trials")
+
+    @property
+    def is_rise_from_zero(self) -> bool:
+        """It has no ratio, and exceeds every percentage."""
+        return self.base == 0 and self.other is not None and self.other > 0
 
 
 class CellComparison(Record, kw_only=True):
@@ -79,7 +93,7 @@ class RuleOutcome(Record, kw_only=True):
     rule: str
     other: str
     cell: str
-    outcome: Literal["passed", "failed", "not known"]
+    outcome: Outcome
     reason: str
 
 

@@ -6,18 +6,21 @@ Forms, for any figure and <, <=, > or >=:
     ttft_p95 > +20ms          change in the figure's unit, which may be left out
     output_throughput < 500   the figure itself
 
-A rule that cannot be judged, because a figure was withheld, counts as broken: a check must be able to fail.
+They are held against the figures as they are shown (`Effect`). A rise from 0 is more than any percentage. A rule that
+cannot be judged, because a figure was withheld or the audit failed the cell, counts as broken: a check must be able to
+fail.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from pelton.bench.compare.figures import Figure, parse_figure
-from pelton.bench.compare.records import CellComparison, Effect, RuleOutcome
+from pelton.bench.compare.records import CellComparison, Effect, Outcome, RuleOutcome
 from pelton.bench.table import number
 from pelton.errors import ConfigError
 
@@ -37,29 +40,41 @@ class Rule:
     """A fraction of the base (change), or in the figure's unit."""
     form: Literal["change", "difference", "level"]
 
-    def judge(self, cell: CellComparison, *, needs_significance: bool) -> RuleOutcome:
+    def judge(self, cell: CellComparison, *, needs_significance: bool, unfit: str = "") -> RuleOutcome:
         """Holds the rule against a cell.
 
         Args:
             needs_significance: it fails only where the whole interval lies beyond the threshold, so that noise alone
-                seldom fails it. A level has no interval and is taken as it is.
+                seldom fails it. A level, and a change from or to 0, can have no interval and is taken as it is.
+            unfit: why the cell's figures do not mean what they seem to. No rule is judged by them then, but one of
+                failed requests can still fail: these are counted, and are often the very reason.
         """
-        effect = next((e for e in cell.effects if e.metric == self.figure.name), None)
-        outcome, reason = "not known", "the cell has no such figure"
-        if effect is not None and (value := self._value(effect)) is not None:
-            is_beyond = _OPERATORS[self.sign](value, self.threshold)
-            if is_beyond and needs_significance and self.form != "level":
-                is_beyond = self._is_shown(effect)
-            outcome, reason = "failed" if is_beyond else "passed", describe(effect)
-        elif effect is not None:
-            reason = effect.note
+        outcome, reason = self._hold(cell, needs_significance=needs_significance)
+        if unfit:
+            is_counted = outcome == "failed" and self.figure.metric.name == "errors"
+            outcome, reason = "failed" if is_counted else "not known", f"{unfit}; {reason}"
         return RuleOutcome(rule=self.text, other=cell.other, cell=cell.cell, outcome=outcome, reason=reason)
 
+    def _hold(self, cell: CellComparison, *, needs_significance: bool) -> tuple[Outcome, str]:
+        effect = next((e for e in cell.effects if e.metric == self.figure.name), None)
+        if effect is None:
+            return "not known", "the cell has no such figure"
+        if (value := self._value(effect)) is None:
+            return "not known", effect.note
+        is_beyond = _OPERATORS[self.sign](value, self.threshold)
+        if is_beyond and needs_significance and self.form != "level":
+            is_beyond = self._is_shown(effect)
+        return "failed" if is_beyond else "passed", describe(effect)
+
     def _value(self, effect: Effect) -> float | None:
+        if self.form == "change" and effect.is_rise_from_zero:
+            return math.inf
         return {"change": effect.change, "difference": effect.difference, "level": effect.other}[self.form]
 
     def _is_shown(self, effect: Effect) -> bool:
         """Whether the end of the interval that is nearer to the threshold is beyond it too."""
+        if 0 in (effect.base, effect.other):
+            return True
         end = effect.low if self.sign in (">", ">=") else effect.high
         if end is None:
             return False

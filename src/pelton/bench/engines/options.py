@@ -22,7 +22,8 @@ class EnginesOptions(RuleOptions):
     """Start all servers at once and keep them until the end (memory must suffice); else each is started for each
     round, so that only one is there at a time."""
     force: bool = False
-    """Go on when an engine serves another model, or its results are of another workload, and say so."""
+    """Go on when an engine serves another model, or its results are of another workload, and say so; hold rules against
+    cells that the audit failed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
