@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from pelton.bench.counted import counted
 from pelton.bench.results import LoadSpec, RequestRecord, Window
 
 MIN_ENDS = 10
@@ -30,7 +31,8 @@ def _find(load: LoadSpec, trial: int, records: list[RequestRecord]) -> Window:
     needed = max(MIN_ENDS, load.concurrency or 0)
     num_ends = sum(start < r.end_us <= end for r in records)
     if end <= start or num_ends < needed:
-        return Window(trial=trial, withheld=f"{num_ends} answers ended while the load was full; {needed} are needed")
+        return Window(trial=trial, withheld=f"{counted(num_ends, 'answer')} ended while the load was full; {needed} "
+                                            "are needed")
     return Window(trial=trial, start_us=start, end_us=end)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from pelton.bench.audit.limits import make_roofline
+from pelton.bench.counted import counted
 from pelton.bench.results import CellResult, Finding, RequestRecord, RunResult
 from pelton.physics import Roofline
 
@@ -21,6 +22,9 @@ class View:
         self.analysis = result.analysis
         self.skipped_cells = result.skipped_cells
         self.stop_reason = result.stop_reason
+        self.search = result.search
+        self.is_offline = result.target.endpoint == "offline"
+        """Measured in this process: there is no server, no client, and other options."""
         self._measured: dict[str, list[RequestRecord]] = defaultdict(list)
         for record in result.requests:
             if not record.is_warmup:
@@ -55,3 +59,14 @@ def join(items: Sequence[str], most: int = 4) -> str:
 def spread(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low} to {high}"
+
+
+def spread_of(counts: Sequence[int], noun: str) -> str:
+    """1 token, 2 tokens, 1 to 2 tokens."""
+    return counted(counts[0], noun) if min(counts) == max(counts) else f"{spread(counts)} {noun}s"
+
+
+def failures(errors: Mapping[str, int], num_done: int) -> str:
+    """How many requests failed, and by which kinds."""
+    kinds = ", ".join(f"{n} × {kind}" for kind, n in sorted(errors.items()))
+    return f"{sum(errors.values())} of {num_done} failed ({kinds})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pelton.bench.audit.view import View, report, spread
+from pelton.bench.audit.view import View, report, spread, spread_of
 from pelton.bench.results import Finding
 
 MAX_RATIO = 1.02  # between the mean lengths of cells that asked for the same
@@ -20,14 +20,15 @@ def check(view: View) -> Iterator[Finding]:
         if off:
             stopped = sum(r.output_tokens < r.requested_output_tokens and r.finish_reason == "stop" for r in off)
             early = f"; {stopped} stopped early by themselves" if stopped else ""
-            evidence[cell.id] = (f"{len(off)} of {len(good)} answers had {spread([r.output_tokens for r in off])} "
-                                 f"tokens instead of {spread([r.requested_output_tokens for r in off])}{early}")
+            evidence[cell.id] = (f"{len(off)} of {len(good)} answers had "
+                                 f"{spread_of([r.output_tokens for r in off], 'token')} instead of "
+                                 f"{spread([r.requested_output_tokens for r in off])}{early}")
         if good and cell.has_fixed_sizes:
             means[cell.requested_output_tokens][cell.id] = sum(r.output_tokens for r in good) / len(good)
     yield from report(
         "output_lengths_differ", "warning", evidence,
         "End-to-end latency and decode time of these cells compare different work; compare time per output token "
-        "instead, or use a server that takes ignore_eos and min_tokens.")
+        f"instead{'' if view.is_offline else ', or use a server that takes ignore_eos and min_tokens'}.")
     for asked, by_cell in means.items():
         if max(by_cell.values()) > MAX_RATIO * min(by_cell.values()):
             yield from report(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pelton.bench.audit.view import View, report
+from pelton.bench.audit.view import View, failures, report
 from pelton.bench.results import CellResult, Finding
 
 MAX_SHARE = 0.1
@@ -33,9 +33,8 @@ def _is_grave(view: View, cell: CellResult) -> bool:
 
 
 def _seen(view: View, cell: CellResult) -> str:
-    kinds = ", ".join(f"{n} × {kind}" for kind, n in sorted(cell.errors.items()))
     failed = [r.latency_us for r in view.measured(cell) if r.error is not None]
     good = [r.latency_us for r in view.good(cell)]
     is_fast = failed and good and statistics.median(failed) * MIN_TIMES_FASTER < statistics.median(good)
     quick = ", and faster than answers, so that their slots came free early" if is_fast else ""
-    return f"{sum(cell.errors.values())} of {cell.num_done} failed ({kinds}){quick}"
+    return failures(cell.errors, cell.num_done) + quick

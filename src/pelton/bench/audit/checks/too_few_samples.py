@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pelton.bench.audit.view import View, spread
+from pelton.bench.audit.view import View, spread_of
+from pelton.bench.counted import counted
 from pelton.bench.percentiles import num_samples_needed
 from pelton.bench.results import Finding
 
@@ -17,7 +18,9 @@ def check(view: View) -> Iterator[Finding]:
     if few:
         least = min(few.values())
         needs = " and ".join(f"P{p} needs {num_samples_needed(p)}" for p in SHOWN if least < num_samples_needed(p))
+        good = spread_of(list(few.values()), "good request")
+        have = f"has {good}" if len(few) == 1 else f"have {good} each"
         yield Finding(name="too_few_samples", severity="note", cells=list(few),
-                      evidence=f"{len(few)} cells have {spread(list(few.values()))} good requests each; {needs}",
+                      evidence=f"{counted(len(few), 'cell')} {have}; {needs}",
                       advice="These percentiles are withheld: they would be little more than the largest sample. "
-                             "Give more num_requests.")
+                             f"Give more {'num_runs' if view.is_offline else 'num_requests'}.")
