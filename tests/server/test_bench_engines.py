@@ -22,7 +22,7 @@ from pelton.errors import ServerError
 PROGRAM = Path(__file__).parents[1] / "helpers" / "serve_calibrated.py"
 RECIPE = f"""
 variables:
-  slow: "0.01"
+  slow: "0.03"
 workload:
   concurrency: [1, 2]
   prompt_tokens: [24]
@@ -34,7 +34,7 @@ workload:
   watch_server: false
 engines:
   - name: quick
-    command: {sys.executable} {PROGRAM} ${{port}} 0.004
+    command: {sys.executable} {PROGRAM} ${{port}} 0.012
   - name: slow
     command: {sys.executable} {PROGRAM} ${{port}} ${{slow}}
 """
@@ -54,7 +54,7 @@ def pids(log: Path) -> list[int]:
 @pytest.mark.parametrize("keep", [[], ["--keep-running"]])
 def test_engines_are_started_measured_in_rounds_stopped_and_compared(recipe, tmp_path, keep, capsys):
     out = tmp_path / "out"
-    status = cli.main(["bench", "engines", str(recipe), "--set", "slow=0.012", "--output-dir", str(out), "--fail-if",
+    status = cli.main(["bench", "engines", str(recipe), "--set", "slow=0.036", "--output-dir", str(out), "--fail-if",
                        "itl_p50 > +50%", "--num-requests", "3", *keep])
     assert status == 4
     said = capsys.readouterr().out
