@@ -272,13 +272,17 @@ def _num_connections(load: LoadSpec) -> int:
 
 
 def join_trial(cell: CellResult, outcome: TrialOutcome, trial: int) -> CellResult:
-    """The cell with one more trial: of the client's load the worst, of reasons to stop the first."""
+    """The cell with one more trial: of the client's load the worst and all stalls, of reasons to stop the first."""
     client = outcome.client
     if cell.client is not None:
         lags = [c.loop_lag_p99_us for c in (cell.client, client) if c.loop_lag_p99_us is not None]
+        longest = [c.loop_lag_max_us for c in (cell.client, client) if c.loop_lag_max_us is not None]
         shares = [max(pair) for pair in itertools.zip_longest(cell.client.cpu_share, client.cpu_share, fillvalue=0.0)]
         client = msgspec.structs.replace(client, num_workers=max(cell.client.num_workers, client.num_workers),
                                          cpu_share=shares, loop_lag_p99_us=max(lags, default=None),
+                                         loop_lag_max_us=max(longest, default=None),
+                                         stalled_us=cell.client.stalled_us + client.stalled_us,
+                                         stalls=[*cell.client.stalls, *client.stalls],
                                          clock_jump_us=max(cell.client.clock_jump_us, client.clock_jump_us))
     return msgspec.structs.replace(cell, num_trials=trial + 1, client=client, num_held=cell.num_held + outcome.num_held,
                                    stop_reason=cell.stop_reason or outcome.stop_reason)

@@ -48,13 +48,14 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def whole_table(cells: Sequence[CellResult], found: Mapping[str, str]) -> Table:
     """Answers without streaming: latency, tokens, rates, and the verdict found on each cell."""
+    late = _from_schedule(cells)
     table = _table("Whole answers, no streaming",
                    ("prompt\ntokens", "output\ntokens", "in flight\nmean / of", "latency ms\nP50", "\nP95", "\nP99",
-                    "tok/s each\nP50", "output\ntok/s", "input\ntok/s", "\nfailed", "\naudit"))
+                    *late, "tok/s each\nP50", "output\ntok/s", "input\ntok/s", "\nfailed", "\naudit"))
     for cell in cells:
         latency = cell.distribution("e2e_latency")
         table.add_row(*_sizes(cell), _in_flight(cell), *(_percentile(latency, p) for p in PERCENTS),
-                      _percentile(cell.distribution("request_output_rate"), 50),
+                      *_late(cell, "e2e_latency", late), _percentile(cell.distribution("request_output_rate"), 50),
                       number(cell.value("output_throughput")), number(cell.value("input_throughput")), _failed(cell),
                       _verdict(found[cell.id]))
     return table
@@ -62,13 +63,15 @@ def whole_table(cells: Sequence[CellResult], found: Mapping[str, str]) -> Table:
 
 def stream_table(cells: Sequence[CellResult], found: Mapping[str, str]) -> Table:
     """Streamed answers: first token, gaps, decode time, and the verdict found on each cell."""
+    late = _from_schedule(cells)
     table = _table("Streaming",
                    ("prompt\ntokens", "output\ntokens", "in flight\nmean / of", "TTFT ms\nP50", "\nP95", "\nP99",
-                    "ITL ms\nP50", "\nP95", "decode ms\nP50", "output\ntok/s", "\nfailed", "\naudit"))
+                    *late, "ITL ms\nP50", "\nP95", "decode ms\nP50", "output\ntok/s", "\nfailed", "\naudit"))
     for cell in cells:
         ttft, itl = cell.distribution("ttft"), cell.distribution("itl")
         table.add_row(*_sizes(cell), _in_flight(cell), *(_percentile(ttft, p) for p in PERCENTS),
-                      _percentile(itl, 50), _percentile(itl, 95), _percentile(cell.distribution("decode_time"), 50),
+                      *_late(cell, "ttft", late), _percentile(itl, 50), _percentile(itl, 95),
+                      _percentile(cell.distribution("decode_time"), 50),
                       number(cell.value("output_throughput")), _failed(cell), _verdict(found[cell.id]))
     return table
 
@@ -84,6 +87,16 @@ def stage_table(cell: CellResult) -> Table:
                       _percentile(stage.distribution("e2e_latency_scheduled"), 95),
                       number(stage.value("steady_output_throughput")), f"{stage.num_done}", _failed(stage))
     return table
+
+
+def _from_schedule(cells: Sequence[CellResult]) -> tuple[str, ...]:
+    """Columns for the same time from the moment the load wanted the request sent; a closed loop has no such moment."""
+    return () if all(cell.load.is_closed for cell in cells) else ("scheduled\nP95", "\nP99")
+
+
+def _late(cell: CellResult, metric: str, columns: Sequence[str]) -> list[str]:
+    found = cell.distribution(f"{metric}_scheduled")
+    return [_percentile(found, percent) for percent in (95, 99) if columns]
 
 
 def _in_flight(cell: CellResult) -> str:

@@ -19,7 +19,7 @@ from pelton.bench.load.shapes import Shape, make_shapes
 from pelton.bench.load.tally import LoadResult, OnEnd
 from pelton.bench.percentiles import percentile
 from pelton.bench.record import make_record
-from pelton.bench.results import ClientLoad, LoadSpec, RequestRecord
+from pelton.bench.results import ClientLoad, LoadSpec, RequestRecord, Stall
 from pelton.bench.target import Target
 from pelton.bench.workers.pool import OnPulse, WorkerPool, join
 
@@ -72,7 +72,7 @@ async def run_trial(spec: CellSpec, target: Target, means: Means, *, seed: int, 
         records = [make_record(planned, exchange, target, cell=spec.id, trial=trial, is_stream=spec.is_stream,
                                epoch_ns=epoch_ns) for planned, exchange in result.sent]
     records.sort(key=lambda r: (not r.is_warmup, r.index))
-    return TrialOutcome(records, _client_load(results), result.num_held, _stop_reason(result, records),
+    return TrialOutcome(records, _client_load(results, trial, epoch_ns), result.num_held, _stop_reason(result, records),
                         result.was_cancelled, _is_server_failing(result, records))
 
 
@@ -188,10 +188,14 @@ def _num_wanted(spec: CellSpec, pilot: LoadResult) -> int:
     return spec.num_warmup + math.ceil(wanted / num_turns)
 
 
-def _client_load(results: Sequence[LoadResult]) -> ClientLoad:
+def _client_load(results: Sequence[LoadResult], trial: int, epoch_ns: int) -> ClientLoad:
     lags = sorted(lag for result in results for lag in result.loop_lags_us)
+    stalls = [Stall(trial=trial, worker=worker, start_us=(start - epoch_ns) // 1000, end_us=(end - epoch_ns) // 1000)
+              for worker, result in enumerate(results) for start, end in result.stalls_ns]
     return ClientLoad(num_workers=len(results), cpu_share=[round(r.cpu_share, 4) for r in results],
                       loop_lag_p99_us=percentile(lags, 99) if lags else None,
+                      loop_lag_max_us=lags[-1] if lags else None,
+                      stalled_us=sum(stall.end_us - stall.start_us for stall in stalls), stalls=stalls,
                       clock_jump_us=max(r.clock_jump_us for r in results))
 
 

@@ -48,7 +48,7 @@ def test_conversations_are_held_while_the_user_thinks():
     assert names(result(cells, workload={"session": session})) == {"too_few_samples"}
     assert "concurrency_thin" in names(result(cells))
     one = result([(spec(concurrency=2, num_requests=2), turns[:2])], workload={"session": session})
-    assert "2 requests asked for, at most 1 conversations of 2" in found(one, "concurrency_not_reached").evidence
+    assert "2 requests asked for, at most 1 of 2 conversations" in found(one, "concurrency_not_reached").evidence
 
 
 def test_requests_that_the_client_held_back():
@@ -186,7 +186,7 @@ def test_a_refusing_server_is_named_where_concurrency_was_not_reached():
     refused = [request(index=i, error="http_429", error_message="busy", content_us=[], output_tokens=0)
                for i in range(4)]
     made = result([(spec(concurrency=8, num_requests=5), [request(), *refused])])
-    assert "(4 refused)" in found(made, "concurrency_not_reached").evidence
+    assert "4 of 5 failed (4 × http_429)" in found(made, "concurrency_not_reached").evidence
 
 
 def test_cells_that_asked_for_the_same_and_got_different_lengths_cannot_be_compared():
@@ -303,6 +303,42 @@ def test_requests_sent_behind_schedule():
     assert "left more than 8.0 ms after their time" in found(made, "sent_behind_schedule").evidence
     assert not names(result([(spec(load=POISSON), arriving(40, 10_000))])) & {"sent_behind_schedule",
                                                                               "server_overloaded"}
+
+
+@pytest.mark.parametrize(("num_late", "late_ms", "latency_ms", "is_found"), [
+    (2, 160, 17, True), (1, 160, 17, False), (2, 140, 17, False), (2, 160, 2000, False), (2, 260, 2000, True)])
+def test_a_tail_that_was_sent_behind_schedule(num_late, late_ms, latency_ms, is_found):
+    """More than one of a hundred, by more than a machine's noise and a tenth of a latency."""
+    records = arriving(190, 10_000, end_us=1000 * latency_ms)
+    records[50:50 + num_late] = [msgspec.structs.replace(later(r, 1000 * late_ms), scheduled_us=r.scheduled_us)
+                                 for r in records[50:50 + num_late]]
+    findings = [f for f in result([(spec(load=POISSON), records)]).findings if f.name == "sent_behind_schedule"]
+    assert [f.severity for f in findings] == ["warning"] * is_found
+    if is_found:
+        assert f"{num_late} of 190 requests left more than {max(150, latency_ms // 10)} ms after their time, up to " \
+               f"{late_ms} ms" in findings[0].evidence
+
+
+def test_requests_that_waited_for_a_place_are_not_called_late():
+    records = arriving(190, 10_000)
+    records[50:60] = [msgspec.structs.replace(later(r, 160_000), scheduled_us=r.scheduled_us) for r in records[50:60]]
+    made = result([(spec(load=POISSON), records)])
+    assert "sent_behind_schedule" in names(made)
+    held = msgspec.structs.replace(made, cells=[msgspec.structs.replace(made.cells[0], num_held=9)])
+    assert {f.name for f in audit(held)} & {"sent_behind_schedule", "requests_held"} == {"requests_held"}
+
+
+def test_a_cell_without_answers_is_not_sound():
+    cancelled = [later(request(index=i, was_cancelled=True), 20_000 * i) for i in range(20)]
+    made = result([(spec(num_requests=20), cancelled)])
+    assert set(verdicts(made).values()) == {"failed"}
+    assert "0 of 20 requests were answered in full, 20 were cancelled" in found(made, "too_few_answers").evidence
+    assert "too_few_answers" in names(result([(spec(num_requests=21), [*cancelled, later(request(), 420_000)])]))
+    assert "too_few_answers" not in names(result([(spec(num_requests=20), [request(), *cancelled[1:10]])]))
+    assert "no measured request ended" in found(result([(spec(), [])]), "too_few_answers").evidence
+    failed = [msgspec.structs.replace(r, was_cancelled=False, error="http_500") for r in cancelled]
+    assert names(result([(spec(num_requests=20), failed)])) & {"too_few_answers", "requests_failed"} == {
+        "requests_failed"}
 
 
 def test_a_server_that_falls_behind_the_arrivals():

@@ -4,6 +4,7 @@ import pytest
 
 from pelton.bench.client import Exchange, Failure, now_ns
 from pelton.bench.framing import Response
+from pelton.bench.load import loop_watch
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.run_load import run_load
 
@@ -190,3 +191,18 @@ def test_process_is_watched():
     assert len(result.loop_lags_us) >= 2
     assert min(result.loop_lags_us) >= 0
     assert result.cpu_share >= 0
+
+
+def test_a_loop_that_stands_still_is_noticed(monkeypatch):
+    """The clock jumps while a request is in flight, which is all that a stopped process sees; the load ends at once."""
+    skipped_ns = [0]
+
+    async def send(request, **_):
+        skipped_ns[0] += 800_000_000
+        return Exchange(response=Response(status=200))
+
+    monkeypatch.setattr(loop_watch, "now_ns", lambda: now_ns() + skipped_ns[0])
+    result = asyncio.run(run_load(LoadJob(concurrency=1), planned(1), send))
+    ((start_ns, end_ns),) = result.stalls_ns
+    assert end_ns - start_ns >= 780_000_000
+    assert max(result.loop_lags_us) == (end_ns - start_ns) / 1e3

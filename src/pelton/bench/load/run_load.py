@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 
 from pelton.bench.client import Exchange, now_ns
 from pelton.bench.load.closed_loop import run_closed_loop
+from pelton.bench.load.loop_watch import watched_loop
 from pelton.bench.load.open_loop import run_open_loop
 from pelton.bench.load.plan import LoadJob, Planned
 from pelton.bench.load.staged_loop import run_staged_loop
 from pelton.bench.load.tally import LoadResult, OnEnd, Tally
 from pelton.bench.load.unit import Unit
 
-LAG_INTERVAL_S = 0.02
 U = TypeVar("U", bound=Unit)
 
 
@@ -46,8 +46,7 @@ async def drive(job: LoadJob, units: Iterable[U], perform: Callable[[U, int], Aw
                 tally: Tally) -> LoadResult:
     """Runs units of any kind through the loop that the job asks for."""
     result = tally.result
-    with no_garbage_collection():
-        lag = asyncio.create_task(_watch_lag(result.loop_lags_us))
+    with no_garbage_collection(), watched_loop(result):
         start_ns, start_cpu, clock_offset_ns = now_ns(), time.process_time(), time.time_ns() - now_ns()
         try:
             if job.stages:
@@ -60,19 +59,9 @@ async def drive(job: LoadJob, units: Iterable[U], perform: Callable[[U, int], Aw
         except asyncio.CancelledError:
             result.was_cancelled = True
             result.stop_reason = "interrupted"
-        finally:
-            lag.cancel()
         result.clock_jump_us = abs(time.time_ns() - now_ns() - clock_offset_ns) // 1000
         result.cpu_share = (time.process_time() - start_cpu) / max((now_ns() - start_ns) / 1e9, 1e-9)
     return result
-
-
-async def _watch_lag(lags_us: list[float]) -> None:
-    """Records how late the event loop wakes this task, which is how late it may read a socket."""
-    while True:
-        due_ns = now_ns() + round(LAG_INTERVAL_S * 1e9)
-        await asyncio.sleep(LAG_INTERVAL_S)
-        lags_us.append(max(now_ns() - due_ns, 0) / 1e3)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ class LoadResult:
     """By how much the wall clock moved against the monotonic one."""
     loop_lags_us: list[float] = field(default_factory=list)
     """How late the event loop woke from timers."""
+    stalls_ns: list[tuple[int, int]] = field(default_factory=list)
+    """From when to when it stood still, which are the longest of those lags."""
 
 
 class Verdict(enum.Enum):

@@ -6,7 +6,7 @@ again from the requests alone. Readers (`pelton.bench.files`) refuse another sch
 
 from pelton.bench.results.analysis import NO_ANALYSIS, Analysis, Finding, HardwareFacts
 from pelton.bench.results.cell import CellResult, StageResult, Status, Window
-from pelton.bench.results.client import ClientError, ClientLoad
+from pelton.bench.results.client import ClientError, ClientLoad, Stall
 from pelton.bench.results.figure import Distribution, MetricDefinition, MetricResult, Percentile
 from pelton.bench.results.load import LoadKind, LoadSpec, LoadStage
 from pelton.bench.results.record import Record
@@ -21,6 +21,6 @@ __all__ = [
     "Analysis", "CellResult", "ClientError", "ClientLoad", "Distribution", "Environment", "Finding",
     "HardwareFacts", "LoadKind", "LoadSpec", "LoadStage", "MetricDefinition", "MetricResult", "NO_ANALYSIS",
     "Percentile", "PromptSpec", "Record", "RequestRecord", "RunResult", "SCHEMA", "SYNTHETIC", "SearchResult",
-    "SearchStep", "Series", "SessionSpec", "StageResult", "Status", "TargetInfo", "TokenCountSource", "Window",
-    "Workload",
+    "SearchStep", "Series", "SessionSpec", "StageResult", "Stall", "Status", "TargetInfo", "TokenCountSource",
+    "Window", "Workload",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pelton.bench.results.record import Record
 
 
@@ -24,8 +26,20 @@ class ClientError(Record):
     itl_p99_us: float
 
 
+class Stall(Record, kw_only=True):
+    """A time in which a client process neither sent nor stamped anything: its event loop did not run."""
+
+    trial: int
+    worker: int
+    """The client process, from 0."""
+    start_us: int
+    """When the loop should have run, since the run began."""
+    end_us: int
+    """When it did."""
+
+
 class ClientLoad(Record, kw_only=True):
-    """How hard the client itself worked; of several trials the worst."""
+    """How hard the client itself worked; of several trials the worst, and the stalls of all."""
 
     num_workers: int
     """Client processes."""
@@ -33,6 +47,12 @@ class ClientLoad(Record, kw_only=True):
     """CPU time over wall time, one per worker; 1 is a whole core."""
     loop_lag_p99_us: float | None = None
     """How late the event loop woke from its timers, P99 over all workers; none when it was not measured."""
+    loop_lag_max_us: float | None = None
+    """The longest of these lags; none when it was not measured."""
+    stalled_us: int = 0
+    """All stalls together, over all workers and trials."""
+    stalls: list[Stall] = msgspec.field(default_factory=list)
+    """Lags of 150 ms and more, by trial and worker."""
     clock_jump_us: int = 0
     """By how much the wall clock moved against the monotonic one, at most."""
     calibration: ClientError | None = None

@@ -10,6 +10,9 @@ from pelton.bench.results import CellResult, Finding, RequestRecord
 MIN_SHARE_ANSWERED = 0.95
 MAX_LATE_SHARE = 0.1  # of the median latency, by which half of the requests may be late
 MIN_LATE_MS = 1.0
+MAX_TAIL_SHARE = 0.01  # of the requests: P99 is one of these if there are more
+MIN_TAIL_REQUESTS = 2
+MIN_TAIL_MS = 150.0  # what the scheduler of a busy machine does not reach
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -20,6 +23,11 @@ def check(view: View) -> Iterator[Finding]:
         "sent_behind_schedule", "failure", late,
         "The load that was asked for was not the load that was sent: latencies from sending are too good. Read those "
         "from schedule, raise max_in_flight, or give the client more workers.")
+    tails = {c.id: text for c in open_loops if c.id not in late and (text := _late_tail(view, c)) is not None}
+    yield from report(
+        "sent_behind_schedule", "warning", tails,
+        "The client fell behind for a time: latencies from sending leave out what these requests waited, and the "
+        "server met them in a burst. Read latencies from schedule, and measure again on a quieter machine.")
     held = {c.id: f"{c.num_held} requests (warm-up included) were due while {c.load.max_in_flight} were in flight, and "
                   "waited" for c in open_loops if c.num_held}
     yield from report(
@@ -44,6 +52,20 @@ def _is_late(cell: CellResult) -> bool:
     delay, latency = cell.distribution("queue_delay"), cell.distribution("e2e_latency")
     return (delay is not None and latency is not None and delay.p50 > MIN_LATE_MS
             and delay.p50 > MAX_LATE_SHARE * latency.p50)
+
+
+def _late_tail(view: View, cell: CellResult) -> str | None:
+    """Requests that left so late that a tail holds them; those that waited for a place have a finding of their own."""
+    good, latency = view.good(cell), cell.distribution("e2e_latency")
+    if latency is None:
+        return None
+    most_ms = max(MIN_TAIL_MS, MAX_LATE_SHARE * latency.p50)
+    late = [delay_ms for r in good if (delay_ms := (r.sent_us - r.scheduled_us) / 1e3) > most_ms]
+    num_late = len(late) - cell.num_held
+    if num_late < MIN_TAIL_REQUESTS or num_late <= MAX_TAIL_SHARE * len(good):
+        return None
+    return (f"{len(late)} of {len(good)} requests left more than {most_ms:,.0f} ms after their time, up to "
+            f"{max(late):,.0f} ms")
 
 
 def _grows(view: View, cell: CellResult) -> bool:
