@@ -51,7 +51,7 @@ def measure(kind: Literal["serve", "sweep", "search"], options: ServeOptions | S
     else:
         print_result(make_console(), result)
         if result.search is not None:
-            make_console().print(search_table(result.search))
+            make_console().print(search_table(result))
         if directory is not None and unwritten is None:
             print(f"\nreport   {directory / 'report.html'}\nresults  {directory / 'results.json'}")
     if unwritten is not None:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pelton.bench.audit import verdicts
-from pelton.bench.results import CellResult, Distribution, Finding, RunResult, SearchResult, StageResult
+from pelton.bench.audit import is_answer_sound, verdicts
+from pelton.bench.results import CellResult, Distribution, Finding, RunResult, StageResult, TargetInfo
 
 VERDICT_STYLES = {"failed": "bold red", "with care": "yellow", "sound": "green"}
 SEVERITY_STYLES = {"failure": "bold red", "warning": "yellow", "note": "dim"}
@@ -30,6 +30,11 @@ def number(value: float | None) -> str:
     magnitude = abs(value)
     digits = 0 if magnitude >= 100 or value == int(value) else 1 if magnitude >= 10 else 2
     return f"{value:,.{digits}f}"
+
+
+def place(target: TargetInfo) -> str:
+    """What was measured and where: a route of a server, or an engine in this process."""
+    return f"{target.url}, {target.endpoint}" if target.endpoint == "offline" else f"{target.endpoint} at {target.url}"
 
 
 def _percentile(found: Distribution | None, percent: int) -> str:
@@ -143,7 +148,7 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 def print_result(console: Console, result: RunResult) -> None:
     """All tables of a run and its findings."""
     target = result.target
-    console.print(f"[bold]{escape(target.model)}[/bold] at {target.url}, {target.endpoint}, "
+    console.print(f"[bold]{escape(target.model)}[/bold], {escape(place(target))}, "
                   f"{result.duration_s:.1f} s" + ("" if result.status == "complete" else " [yellow](partial)[/yellow]"),
                   highlight=False)
     ordered = sorted(result.cells, key=lambda c: (c.requested_prompt_tokens, c.load.order))
@@ -162,11 +167,14 @@ def print_result(console: Console, result: RunResult) -> None:
     print_findings(console, result.findings)
 
 
-def search_table(search: SearchResult) -> Table:
+def search_table(result: RunResult) -> Table:
     """The levels of a search in the order in which they were tried, and what it found."""
+    search = result.search
     unit = {"concurrency": "in flight", "request_rate": "requests/s"}[search.variable]
     least = "at least " if search.least_failed is None else ""
     found = "no level passed" if search.best is None else f"{least}{search.best:.4g} {unit}"
+    if not is_answer_sound(result):
+        found = f"no sound answer, as the audit failed the cell of {search.best:.4g} {unit}"
     beyond = "" if search.least_failed in (None, search.best) else f"; {search.least_failed:.4g} failed"
     state = "" if search.is_settled else " (search not ended)"
     table = _table(f"Search: {escape(search.criterion)}: {found}{beyond}{state}", (unit, "", "why"))

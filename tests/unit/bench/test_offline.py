@@ -37,7 +37,7 @@ def test_runs_become_a_cell_of_several_trials():
 
 def test_files_of_a_sweep_are_written_and_read_back(tmp_path, capsys):
     assert record_offline("latency", runs(), model="m", seed=1, output_dir=str(tmp_path / "out")) == 0
-    assert "m at in process" in capsys.readouterr().out
+    assert "m, in process, offline, 0.2 s" in capsys.readouterr().out
     result = read_result(tmp_path / "out" / "results.json")
     assert (result.kind, result.schema, result.status) == ("latency", "pelton.bench/2", "complete")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cells.csv", "report.html", "requests.csv",

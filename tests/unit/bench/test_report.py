@@ -18,6 +18,7 @@ from pelton.bench.report.plots import make_plots
 from pelton.bench.report.view import ReportView
 from pelton.bench.results import Analysis, HardwareFacts, LoadSpec, SearchResult, SearchStep, Series, SessionSpec
 from pelton.bench.summary import recompute
+from pelton.bench.table import make_console, search_table
 from pelton.config import ModelConfig
 from pelton.errors import ConfigError
 
@@ -96,6 +97,34 @@ def test_the_set_up_tells_the_protocol_and_what_else_requests_held():
         assert line in text
 
 
+def tiles(made):
+    """What stands at the head of the page: name -> value, and the line in place of what no cell has."""
+    inner = re.search(r'<div class="tiles">(.*?)</header>', render(made)).group(1)
+    return ({name: value for value, name in re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", inner)},
+            "".join(re.findall(r"<p>(.*?)</p>", inner)))
+
+
+FAILED = (spec(concurrency=8, num_requests=20), [  # never eight at once, and quicker than any other
+    later(request(first_content_us=5000), 17_001 * (i // 4), index=i) for i in range(20)])
+SOUND = (spec(prompt_tokens=900, num_requests=20), [
+    later(request(server_prompt_tokens=900, client_prompt_tokens=900), 17_001 * i, index=i) for i in range(20)])
+
+
+def test_figures_at_the_head_are_not_those_of_failed_cells():
+    alone, none = tiles(result([SOUND]))
+    assert (alone["cell measured"], alone["lowest median TTFT"], none) == ("1", "10.0 ms", "")
+    both, none = tiles(result([SOUND, FAILED]))
+    assert (both["cells measured"], both["lowest median TTFT"], none) == ("2", "10.0 ms", "")
+    assert both["peak output tokens/s"] == alone["peak output tokens/s"]
+
+
+def test_where_all_cells_failed_the_head_says_so():
+    shown, none = tiles(result([FAILED]))
+    assert shown == {"cell measured": "1", "requests": "20"}
+    assert none.startswith("No cell is sound enough for peak output tokens/s or lowest median TTFT")
+    assert tiles(result([])) == ({"cells measured": "0", "requests": "0"}, "")
+
+
 def test_text_from_the_server_cannot_become_markup():
     evil = "</script><script>alert(1)</script><img src=x>"
     page = render(result([(spec(), [request(error="http_500", error_message=evil)])], target={"model": evil}))
@@ -165,3 +194,56 @@ def test_search_cost_and_client_have_tables():
     assert "Cost of a million output tokens<br>per 1M tokens" in page
     assert 'id="goodput"' in page
     assert "1 × H200, told by the options" in page
+
+
+def searched(num_requests):
+    """A search that found 8 in flight, in a cell with so many requests one after another in each of its slots."""
+    cells = [(spec(concurrency=c, num_requests=20), [later(request(), 17_001 * (i // min(c, num_requests)), index=i)
+                                                     for i in range(20)]) for c in (1, 8)]
+    steps = [SearchStep(level=float(c), cell=f"c{c}-p16-o4", passed=True, reason="in time") for c in (1, 8)]
+    return result(cells, kind="search", search=SearchResult(
+        variable="concurrency", criterion="within", best=8.0, least_failed=None, is_settled=True, steps=steps))
+
+
+def heads(made, capsys):
+    """What a search found, as each report says it."""
+    make_console().print(search_table(made))
+    plot = next(p for p in make_plots(made) if p.id == "search")
+    return plot, summary(ReportView(made), []), " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_search_found_is_no_answer_where_its_cell_failed(capsys):
+    plot, text, table = heads(searched(8), capsys)
+    assert (plot.title, "sound" in plot.caption) == ("Search: 8 requests in flight", False)
+    assert "within: concurrency 8." in text
+    assert "within: at least 8 in flight" in table
+    plot, text, table = heads(searched(4), capsys)
+    assert plot.title == "Search: no sound answer"
+    assert "The audit failed the cell of what was found, 8 requests in flight." in plot.caption
+    assert [t["name"] for t in plot.figure["data"]] == ["passed"]
+    assert plot.figure["data"][0]["marker"]["symbol"] == ["circle", "circle-open"]
+    assert "within: no sound answer, as the audit failed the cell of concurrency 8." in text
+    assert "within: no sound answer, as the audit failed the cell of 8 in flight" in table
+
+
+def test_an_engine_in_this_process_is_at_no_address():
+    shown = result([SOUND], kind="throughput", target={"endpoint": "offline", "url": "in process"},
+                   workload={"output_tokens": ["1"]})
+    assert "<p>in process, offline, 1 output token a request. 31 January 2026" in render(shown)
+    assert "\nin process, offline, 2026-01-31" in summary(ReportView(shown), [])
+    assert "<p>chat at http://127.0.0.1:1, 4 output tokens a request." in render(result([SOUND]))
+
+
+def test_lines_of_the_timeline_that_stand_in_one_legend_have_colours_of_their_own():
+    """All that the client and the gauges of a server can show at once; two replicas have a cache each."""
+    names = ["vllm:num_requests_running", "vllm:num_requests_waiting"] + ["vllm:kv_cache_usage_perc"] * 2
+    watched = [Series(source="server", name=name, unit="", labels={"engine": f"{number}"}, at_us=[0, 100_000],
+                      values=[0.0, 1.0]) for number, name in enumerate(names)]
+    late = [later(request(scheduled_us=-9000), 17_001 * i, index=i) for i in range(20)]
+    timeline = next(p for p in make_plots(result([(spec(num_requests=20), late)], series=watched))
+                    if p.id == "timeline")
+    shown = {(t["name"], t["meta"]["series"]) for t in timeline.figure["data"] if t["showlegend"]}
+    assert {name for name, _ in shown} == {
+        "in flight", "queued in the client", "server: running", "server: waiting", "server: cache in use",
+        "first token: median", "first token: slowest"}
+    assert len({color % 8 for _, color in shown}) == len(shown)

@@ -4,6 +4,6 @@ Each check is a module in `checks/` that reads a result and yields findings: a n
 checks know only the records, not how they were made; so a stored result can be audited again.
 """
 
-from pelton.bench.audit.verdict import audit, verdicts
+from pelton.bench.audit.verdict import audit, is_answer_sound, verdicts
 
-__all__ = ["audit", "verdicts"]
+__all__ = ["audit", "is_answer_sound", "verdicts"]

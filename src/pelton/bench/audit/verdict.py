@@ -40,3 +40,10 @@ def verdicts(result: RunResult) -> dict[str, Verdict]:
             if finding.severity == severity:
                 found |= {cell: verdict for cell in finding.cells or found if cell in found}
     return found
+
+
+def is_answer_sound(result: RunResult) -> bool:
+    """Whether no failure names the cell that a search's answer was measured in; without an answer there is none."""
+    search = result.search
+    failed = {cell for cell, verdict in verdicts(result).items() if verdict == "failed"}
+    return search is None or not any(step.cell in failed for step in search.steps if step.level == search.best)

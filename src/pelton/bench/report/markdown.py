@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pelton.bench.audit import is_answer_sound
 from pelton.bench.report.figure import Plot
 from pelton.bench.report.setup import setup_facts
 from pelton.bench.report.view import ReportView
-from pelton.bench.results import CellResult, Distribution
-from pelton.bench.table import number
+from pelton.bench.results import CellResult, Distribution, RunResult, SearchResult
+from pelton.bench.table import number, place
 
 HEADS = ("cell", "audit", "in flight", "TTFT P50 ms", "TTFT P95 ms", "ITL P50 ms", "output tokens/s", "requests",
          "failed")
@@ -20,8 +21,7 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
     """`pictures`: each plot with its picture's path, relative to the Markdown file."""
     result = view.result
     lines = [f"# {_plain(result.target.model)}: pelton bench {result.kind}", "",
-             f"{result.target.endpoint} at {result.target.url}, {result.environment.started_at}, "
-             f"{result.duration_s:.1f} s.", ""]
+             f"{place(result.target)}, {result.environment.started_at}, {result.duration_s:.1f} s.", ""]
     if result.status != "complete":
         reason = f": {_plain(result.stop_reason)}" if result.stop_reason else ""
         lines += [f"**Partial result{reason}.**", ""]
@@ -29,9 +29,7 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
     lines += ["## Audit", "", "Cells: " + (", ".join(f"{n} {v}" for v, n in counts if n) or "none") + ".", ""]
     lines += [f"- **{f.severity}** `{f.name}`: {_plain(f.evidence)}. {_plain(f.advice)}" for f in result.findings]
     if result.search is not None:
-        best = "nothing passed" if result.search.best is None else f"{result.search.best:.4g}"
-        lines += ["", "## Search", "", f"{_plain(result.search.criterion)}: {result.search.variable} {best}"
-                  + ("." if result.search.is_settled else ", and the search had not come to its end.")]
+        lines += ["", "## Search", "", _search(result, result.search)]
     lines += ["", "## Cells", "", _row(HEADS), _row(["---", "---"] + ["--:"] * (len(HEADS) - 2))]
     lines += [_row(_cells(view, cell)) for cell in view.cells]
     lines += ["", "Behind a percentile stands its confidence interval of 95 %. *Needs n more*: withheld, with so many "
@@ -41,6 +39,13 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
         lines += [f"## {plot.title}", "", plot.caption, "", f"![{plot.title}]({path})", ""]
     lines += ["## Set-up", "", *(f"- {name}: {_plain(value)}" for name, value in setup_facts(result)), ""]
     return "\n".join(lines)
+
+
+def _search(result: RunResult, search: SearchResult) -> str:
+    best = "nothing passed" if search.best is None else f"{search.variable} {search.best:.4g}"
+    found = best if is_answer_sound(result) else f"no sound answer, as the audit failed the cell of {best}"
+    return f"{_plain(search.criterion)}: {found}" + (
+        "." if search.is_settled else ", and the search had not come to its end.")
 
 
 def _cells(view: ReportView, cell: CellResult) -> list[str]:

@@ -26,6 +26,7 @@ from pelton.bench.report.tables import (
 )
 from pelton.bench.report.view import ReportView
 from pelton.bench.results import RunResult
+from pelton.bench.table import place
 
 
 def write_report(result: RunResult, path: Path) -> None:
@@ -42,7 +43,7 @@ def render(result: RunResult) -> str:
     view = ReportView(result)
     plots = make_plots(result)
     body = "\n".join((
-        _header(result),
+        _header(view),
         f"<section><h2>Audit</h2>{verdict_line(view)}{findings_list(result)}"
         f"{verdicts_table(view) if view.cells else ''}</section>",
         *map(plot_section, plots),
@@ -55,23 +56,43 @@ def render(result: RunResult) -> str:
     return document(f"{result.target.model}: benchmark report", body, plots)
 
 
-def _header(result: RunResult) -> str:
-    target, workload = result.target, result.workload
+def _header(view: ReportView) -> str:
+    result = view.result
     state = "" if result.status == "complete" else (
         f'<p class="partial">Partial result{f": {escape(result.stop_reason)}" if result.stop_reason else ""}. '
         "See the audit for what is missing.</p>")
-    best = max((c.value("output_throughput") or 0.0 for c in result.cells), default=0.0)
-    quick = min((d.p50 for c in result.cells if (d := c.distribution("ttft")) is not None), default=None)
-    tiles = [("cells measured", f"{len(result.cells)}"), ("requests", f"{sum(c.num_done for c in result.cells):,}"),
-             ("peak output tokens/s", f"{best:,.0f}")]
-    if quick is not None:
-        tiles.append(("lowest median TTFT", f"{quick:,.1f} ms"))
-    inner = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)
-    lengths = ", ".join(map(str, workload.output_tokens))
-    return (f'<header><p class="over">pelton bench {result.kind}</p><h1>{escape(target.model)}</h1>'
-            f"<p>{escape(target.endpoint)} at {escape(target.url)}, {lengths} output tokens a request. "
+    lengths = result.workload.output_tokens
+    output = f"{', '.join(lengths)} output token{'' if lengths == ['1'] else 's'}"
+    return (f'<header><p class="over">pelton bench {result.kind}</p><h1>{escape(result.target.model)}</h1>'
+            f"<p>{escape(place(result.target))}, {output} a request. "
             f"{escape(_date(result.environment.started_at))}</p>{state}"
-            f'<div class="tiles">{inner}</div></header>')
+            f'<div class="tiles">{_tiles(view)}</div></header>')
+
+
+def _tiles(view: ReportView) -> str:
+    """The run in figures. The best ones are those of cells that did not fail; where only failed cells have one, a
+    line in its place says so."""
+    num_cells, num_requests = len(view.cells), sum(c.num_done for c in view.cells)
+    tiles = [_tile(f"{num_cells}", f"{'cell' if num_cells == 1 else 'cells'} measured"),
+             _tile(f"{num_requests:,}", "request" if num_requests == 1 else "requests")]
+    rates = [(c, rate) for c in view.cells if (rate := c.value("output_throughput"))]
+    firsts = [(c, found.p50) for c in view.cells if (found := c.distribution("ttft")) is not None]
+    unsound = []
+    for name, found, pick, form in (("peak output tokens/s", rates, max, "{:,.0f}"),
+                                    ("lowest median TTFT", firsts, min, "{:,.1f} ms")):
+        sound = [value for cell, value in found if not view.failed(cell)]
+        if sound:
+            tiles.append(_tile(form.format(pick(sound)), name))
+        elif found:
+            unsound.append(name)
+    if unsound:
+        names = " or ".join(unsound)
+        tiles.append(f"<p>No cell is sound enough for {names}: the audit failed those that have one.</p>")
+    return "".join(tiles)
+
+
+def _tile(value: str, name: str) -> str:
+    return f"<div><b>{value}</b><span>{name}</span></div>"
 
 
 def _date(iso: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pelton.bench.compare.workload import workload_hash
+from pelton.bench.counted import counted
 from pelton.bench.results import RunResult, Workload
 
 YES = {True: "yes", False: "no"}
@@ -24,7 +25,7 @@ def _server(result: RunResult) -> list[tuple[str, str]]:
         ("hardware", "not known: figures are held against no limits" if hardware is None else
          f"{hardware.num_gpus} × {hardware.gpu}, told by the {hardware.source}"),
         ("model", target.model), ("tokenizer", target.tokenizer), ("tokenizer's SHA-256", target.tokenizer_sha256),
-        ("template", f"{target.template_tokens} tokens"),
+        ("template", counted(target.template_tokens, "token")),
         ("server reports usage", f"{YES[target.reports_usage]}; in streams {YES[target.reports_stream_usage]}")]
     return facts if price is None else [*facts, ("price per hour", f"{price:g}")]
 
@@ -45,16 +46,17 @@ def _conversations(workload: Workload) -> list[tuple[str, str]]:
     if session is None:
         return []
     pause = f", {session.think_time_s:g} s of thought on average" if session.think_time_s else ""
-    return [("conversations", f"{session.num_turns} turns, {session.turn_tokens} tokens more in each{pause}")]
+    more = f"{counted(session.turn_tokens, 'token')} more in each"
+    return [("conversations", f"{session.num_turns} turns, {more}{pause}")]
 
 
 def _measurement(result: RunResult) -> list[tuple[str, str]]:
     workload, where = result.workload, result.environment
-    warmup = "one request per slot" if workload.num_warmup is None else f"{workload.num_warmup} requests"
+    warmup = "one request per slot" if workload.num_warmup is None else counted(workload.num_warmup, "request")
     return [
         ("loads", ", ".join(load.label for load in workload.loads[:12])), ("warm-up", warmup),
         ("repeats of each cell", f"{workload.num_trials}"),
         ("workload's hash", f"{workload_hash(result)} (equal for runs that were asked for the same)"),
         ("measured for", f"{result.duration_s:.1f} s"),
-        ("client", f"pelton {where.pelton_version}, Python {where.python_version}, {where.num_cpus} CPUs"),
+        ("client", f"pelton {where.pelton_version}, Python {where.python_version}, {counted(where.num_cpus, 'CPU')}"),
         ("system", where.platform), ("started", where.started_at)]

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from pelton.bench.audit import verdicts
 from pelton.bench.audit.limits import make_roofline
+from pelton.bench.counted import counted
 from pelton.bench.results import CellResult, RequestRecord, RunResult
 from pelton.physics import Roofline
 
@@ -54,6 +55,6 @@ class ReportView:
     def shape(self, cell: CellResult) -> str:
         """The sizes a cell asks for, in words."""
         if not cell.has_fixed_sizes:
-            return f"mixed sizes, {cell.requested_prompt_tokens:,} tokens in on average"
-        return f"{cell.requested_prompt_tokens:,} tokens in" + (
+            return f"mixed sizes, {counted(cell.requested_prompt_tokens, 'token')} in on average"
+        return f"{counted(cell.requested_prompt_tokens, 'token')} in" + (
             f", {cell.requested_output_tokens:,} out" if self.has_output_sizes else "")

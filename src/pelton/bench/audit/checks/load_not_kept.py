@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pelton.bench.audit.view import View, join, report
+from pelton.bench.counted import counted
 from pelton.bench.results import CellResult, Finding, RequestRecord
 
 MIN_SHARE_ANSWERED = 0.95
@@ -28,8 +29,8 @@ def check(view: View) -> Iterator[Finding]:
         "sent_behind_schedule", "warning", tails,
         "The client fell behind for a time: latencies from sending leave out what these requests waited, and the "
         "server met them in a burst. Read latencies from schedule, and measure again on a quieter machine.")
-    held = {c.id: f"{c.num_held} requests (warm-up included) were due while {c.load.max_in_flight} were in flight, and "
-                  "waited" for c in open_loops if c.num_held}
+    held = {c.id: f"{counted(c.num_held, 'request')} (warm-up included) {'was' if c.num_held == 1 else 'were'} due "
+                  f"while {c.load.max_in_flight} were in flight, and waited" for c in open_loops if c.num_held}
     yield from report(
         "requests_held", "warning", held,
         "The client's own limit held them back, so the server saw fewer at once than the load has. Raise "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pelton.bench.audit import is_answer_sound
 from pelton.bench.report.cell_lines import hover_text
 from pelton.bench.report.figure import Plot, Trace, axis, digits, line
 from pelton.bench.report.view import ReportView
@@ -23,15 +24,19 @@ def make(view: ReportView) -> Plot | None:
         if found:
             data.append({"type": "scatter", "mode": "markers", "name": name, "meta": {"series": series},
                          "x": [digits(x) for x, _, _ in found], "y": [digits(y) for _, y, _ in found],
-                         "marker": {"size": 11, "symbol": [symbol] * len(found)}, "cliponaxis": False,
+                         "cliponaxis": False, "marker": {"size": 11, "symbol": [
+                             symbol + ("-open" if view.failed(cells[s.cell]) else "") for _, _, s in found]},
                          "customdata": [f"{hover_text(view, cells[s.cell])}<br>{s.reason}" for _, _, s in found],
                          "hovertemplate": "%{customdata}<extra></extra>"})
-    if search.best is not None:
+    is_sound = is_answer_sound(view.result)
+    if search.best is not None and is_sound:
         ys = [y for _, y, _ in points]
         data.append(line("found", 7, [search.best] * 2, [min(ys), max(ys)], line={"dash": "dash"}) | {
             "meta": {"series": 7, "is_soft": True}})
     best = "nothing passed" if search.best is None else f"{search.best:,.4g} {unit}"
     state = "" if search.is_settled else " The search had not come to its end."
+    if not is_sound:
+        best, state = "no sound answer", f" The audit failed the cell of what was found, {best}.{state}"
     return Plot("search", f"Search: {best}", f"Asked for: {search.criterion}.{state}", {"": {
         "data": data, "layout": {"xaxis": axis(f"{unit} (asked for)", [x for x, _, _ in points]),
                                  "yaxis": axis(title, [y for _, y, _ in points])}}})

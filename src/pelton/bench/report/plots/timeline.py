@@ -16,12 +16,13 @@ from pelton.bench.results import RequestRecord, Series
 MOST_BINS, MOST_POINTS, MOST_PARTS = 240, 12_000, 60
 NUM_LATENCY_BINS = 60
 PANEL_PX, GAP = 118, 0.05
-# Gauges that servers show under other names: (panel, what it is here, ends of the names).
-GAUGES = (("requests", "server: running", ("num_requests_running", "num_running_reqs", "requests_processing",
-                                        "pelton_requests_running")),
-          ("requests", "server: waiting", ("num_requests_waiting", "num_queue_reqs", "requests_deferred",
-                                        "pelton_requests_waiting")),
-          ("cache", "server: cache in use", ("cache_usage_perc", "kv_cache_usage_ratio", "token_usage")))
+# Gauges that servers show under other names: (panel, what it is here, colour, ends of the names). One legend is of all
+# panels, so no two lines that may stand in it share a colour, but for those of several GPUs.
+GAUGES = (("requests", "server: running", 3, ("num_requests_running", "num_running_reqs", "requests_processing",
+                                              "pelton_requests_running")),
+          ("requests", "server: waiting", 4, ("num_requests_waiting", "num_queue_reqs", "requests_deferred",
+                                              "pelton_requests_waiting")),
+          ("cache", "server: cache in use", 1, ("cache_usage_perc", "kv_cache_usage_ratio", "token_usage")))
 PANEL_TITLES = {"requests": "requests", "input": "input tokens<br>in flight", "output": "output<br>tokens/s",
                 "ttft": "TTFT (ms)",
                 "cache": "share of<br>KV cache", "power": "power (W)", "utilization": "GPU use (%)",
@@ -79,9 +80,9 @@ def _figure(part: Part, series: Sequence[Series], num_bins: int) -> Figure:
     queued = bins.mean((r.scheduled_us, r.sent_us, 1.0) for r in part.records)
     if max(queued) >= 0.1:
         panels["requests"].append(_binned("queued in the client", 5, bins, queued))
-    for number, (panel, name, ends) in enumerate(GAUGES):
+    for panel, name, color, ends in GAUGES:
         for found in (s for s in series if s.source == "server" and s.name.endswith(ends)):
-            _add(panels, panel, _watched(name, 3 + number, found, bins, num_bins))
+            _add(panels, panel, _watched(name, color, found, bins, num_bins))
     for found in (s for s in series if s.source == "gpu"):
         gpu = found.labels.get("gpu", "0")
         _add(panels, found.name, _watched(f"GPU {gpu}: {found.name.replace('_', ' ')}", int(gpu) % 8, found, bins,
@@ -103,7 +104,7 @@ def _first_tokens(records: Sequence[RequestRecord], bins: Bins) -> list[Trace]:
     return [{"type": "scatter", "mode": "lines", "name": name, "meta": {"series": series}, "x": xs,
              "y": [digits(pick(groups[place])) for place in sorted(groups)],
              "hovertemplate": "%{y:,.4g} ms at %{x:.3f} s"}
-            for name, series, pick in (("first token: median", 6, statistics.median), ("first token: slowest", 4, max))]
+            for name, series, pick in (("first token: median", 6, statistics.median), ("first token: slowest", 7, max))]
 
 
 def _output_rate(records: Sequence[RequestRecord], bins: Bins) -> list[float]:
