@@ -92,6 +92,29 @@ def test_search_holds_cells_against_the_targets(tmp_path, limit_ms, best):
     assert (search.best, search.is_settled) == (best, True)
 
 
+def test_a_search_measures_a_level_again_until_its_requests_tell(tmp_path):
+    """Of 50 % eight requests in time tell, of 90 % 29; the second search goes on with what the first has measured."""
+    options = fields(tmp_path, prompt_tokens=(20,), search_most=1.0, goodput="ttft:15000", attainment=50.0)
+    del options["concurrency"]
+    with serving() as server:
+        assert run_search(SearchOptions(url=server.url, **options)) == 0
+        assert sum(map(measured, server.bodies)) == 2 * 5
+    first = read_result(tmp_path / "results.json")
+    assert (first.status, first.search.best, first.cells[0].num_trials) == ("complete", 1.0, 2)
+    with serving() as server:
+        assert run_search(SearchOptions(url=server.url, **options | {"attainment": 90.0, "resume": True})) == 0
+        assert sum(map(measured, server.bodies)) == 6 * 5
+    (cell,), search = (second := read_result(tmp_path / "results.json")).cells, second.search
+    assert (second.status, cell.num_trials, cell.num_done, cell.num_requests) == ("complete", 8, 32, 32)
+    assert [r for r in second.requests if r.trial < 2] == first.requests
+    assert (search.best, search.is_settled, search.undecided) == (1.0, True, [])
+    assert (search.steps[0].evidence.num_within, search.steps[0].evidence.num_requests) == (32, 32)
+    with serving() as server:
+        assert run_search(SearchOptions(url=server.url, **options | {"attainment": 90.0, "resume": True})) == 0
+        assert not any(map(measured, server.bodies))
+    assert read_result(tmp_path / "results.json").search == search
+
+
 def test_search_finds_the_rate_that_a_full_server_serves(tmp_path):
     """Three slots and 100 ms an answer serve 30 requests a second."""
     options = fields(tmp_path, prompt_tokens=(20,), num_warmup=2, num_requests=None, measurement_duration=0.8,

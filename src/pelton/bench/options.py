@@ -169,7 +169,8 @@ class SearchOptions(SweepOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("prompt_tokens", "output_tokens"):
-            require(len(getattr(self, name)) == 1, name, getattr(self, name), "one number")
+            sizes = getattr(self, name)
+            require(len(sizes) == 1, name, ",".join(map(str, sizes)), "one size, as a search varies only the load")
         given = [name for name in ("request_rate", "stages", "trace") if getattr(self, name)]
         require(not given, "load", ", ".join(given), "left to the search; give search_for")
         for name in ("search_start", "search_most", "search_precision"):
@@ -180,6 +181,8 @@ class SearchOptions(SweepOptions):
             for name in ("search_start", "search_most"):
                 require(getattr(self, name).is_integer(), name, getattr(self, name), "a whole number of requests")
         require(0 < self.attainment <= 100, "attainment", self.attainment, "above 0 and at most 100")
+        require(math.isfinite(self.knee_gain) and self.knee_gain >= 0, "knee_gain", self.knee_gain,
+                "0 percent or more")
 
     @property
     def wants_knee(self) -> bool:

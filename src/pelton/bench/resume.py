@@ -31,8 +31,10 @@ def earlier_run(directory: Path, kind: str) -> RunResult | None:
 
 
 def whole_cells(result: RunResult, *, num_trials: int) -> tuple[dict[str, CellResult], list[RequestRecord]]:
-    """The cells of which nothing is missing, by id, and their requests."""
-    cells = {c.id: c for c in result.cells if c.status == "complete" and c.num_trials == num_trials}
+    """The cells of which nothing is missing, by id, and their requests. A search may have measured some of its levels
+    more often."""
+    cells = {c.id: c for c in result.cells if c.status == "complete"
+             and (c.num_trials == num_trials or (result.kind == "search" and c.num_trials > num_trials))}
     return cells, [r for r in result.requests if r.cell in cells]
 
 

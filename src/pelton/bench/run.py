@@ -92,6 +92,7 @@ class Run:
             self._seed = earlier.workload.seed
             self._cells, kept = whole_cells(earlier, num_trials=options.num_trials)
             self._file_requests(kept)
+        self._earlier_cells = dict(self._cells)
         self._keep_after_ns = 0
         self._stop_reason: str | None = None
         self._analysis: Analysis
@@ -191,7 +192,7 @@ class Run:
             self._measured[spec.id] = [r for r in self._measured[spec.id] if r.trial != trial]
         self._outcomes[spec.id][trial] = outcome
         self._file_requests(outcome.records)
-        cell = spec.empty()
+        cell = self._earlier_cells.get(spec.id, spec.empty())
         for number, each in sorted(self._outcomes[spec.id].items()):
             cell = join_trial(cell, each, number)
         series, self._missing = self._series(start_ns)
@@ -235,7 +236,7 @@ class Run:
         skipped = self._agenda.missing(self._cells)
         search = self._agenda.conclude(self._cells)
         is_whole = not is_running and not skipped and (search is None or search.is_settled) and all(
-            c.status == "complete" and c.num_trials == num_trials for c in cells)
+            c.status == "complete" and c.num_trials >= num_trials for c in cells)
         series, missing = self._series(start_ns)
         return RunResult(
             schema=SCHEMA, kind=self._kind, status="complete" if is_whole else "partial",

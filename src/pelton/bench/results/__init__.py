@@ -12,13 +12,13 @@ from pelton.bench.results.load import LoadKind, LoadSpec, LoadStage
 from pelton.bench.results.record import Record
 from pelton.bench.results.request import RequestRecord, TokenCountSource
 from pelton.bench.results.run import SCHEMA, RunResult
-from pelton.bench.results.search import SearchResult, SearchStep
+from pelton.bench.results.search import Evidence, SearchResult, SearchStep
 from pelton.bench.results.series import Series
 from pelton.bench.results.target import Environment, TargetInfo
 from pelton.bench.results.workload import SYNTHETIC, PromptSpec, SessionSpec, Workload
 
 __all__ = [
-    "Analysis", "CellResult", "ClientError", "ClientLoad", "Distribution", "Environment", "Finding",
+    "Analysis", "CellResult", "ClientError", "ClientLoad", "Distribution", "Environment", "Evidence", "Finding",
     "HardwareFacts", "LoadKind", "LoadSpec", "LoadStage", "MetricDefinition", "MetricResult", "NO_ANALYSIS",
     "Percentile", "PromptSpec", "Record", "RequestRecord", "RunResult", "SCHEMA", "SYNTHETIC", "SearchResult",
     "SearchStep", "Series", "SessionSpec", "StageResult", "Stall", "Status", "TargetInfo", "TokenCountSource",
