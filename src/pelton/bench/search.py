@@ -90,8 +90,8 @@ def _judge_share(cell: CellResult, wanted: float) -> Judgement:
     within = round(share * count / 100)
     low, high = (100 * end for end in share_interval(within, count))
     return Judgement(
-        share >= wanted, f"{within:,} of {count:,} requests within the targets: {share:.4g} %, 90 % interval {low:.4g} "
-        f"to {high:.4g}, {wanted:g} wanted",
+        share >= wanted, f"{within:,} of {count:,} within the targets: {share:.4g} %, 90 % interval {low:.4g} to "
+        f"{high:.4g}",
         Evidence(num_within=within, num_requests=count, wanted=wanted, low=low, high=high,
                  is_decided=not low <= wanted <= high, num_to_tell=num_to_tell(within, count, wanted / 100)))
 

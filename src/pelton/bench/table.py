@@ -175,9 +175,11 @@ def search_table(result: RunResult) -> Table:
     found = "no level passed" if search.best is None else f"{least}{search.best:.4g} {unit}"
     if not is_answer_sound(result):
         found = f"no sound answer, as the audit failed the cell of {search.best:.4g} {unit}"
-    beyond = "" if search.least_failed in (None, search.best) else f"; {search.least_failed:.4g} failed"
-    state = "" if search.is_settled else " (search not ended)"
+    beyond = "" if search.least_failed is None else f"; {search.least_failed:.4g} did not pass"
+    state = f" ({search.caveat})" if search.caveat else ""
     table = _table(f"Search: {escape(search.criterion)}: {found}{beyond}{state}", (unit, "", "why"))
+    table.columns[-1].no_wrap = False
     for step in search.steps:
-        table.add_row(f"{step.level:.4g}", "passed" if step.passed else "[dim]–[/dim]", escape(step.reason))
+        outcome = search.outcome(step)
+        table.add_row(f"{step.level:.4g}", outcome if step.passed else f"[dim]{outcome}[/dim]", escape(step.reason))
     return table

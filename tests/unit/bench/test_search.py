@@ -3,15 +3,22 @@ import random
 
 import msgspec
 import pytest
+from helpers.bench import later, request, result, spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pelton.bench.audit import verdicts
 from pelton.bench.audit.checks import search_undecided
 from pelton.bench.load.tally import BUDGET_SPENT
 from pelton.bench.options import SearchOptions
 from pelton.bench.prompts.lengths import Lengths
-from pelton.bench.results import MetricResult
+from pelton.bench.report.markdown import summary
+from pelton.bench.report.plots import search as search_plot
+from pelton.bench.report.tables import search_steps
+from pelton.bench.report.view import ReportView
+from pelton.bench.results import Analysis, MetricResult
 from pelton.bench.search import SearchAgenda, below_knee, next_level
+from pelton.bench.table import make_console, search_table
 from pelton.errors import ConfigError
 
 
@@ -188,6 +195,8 @@ def test_a_level_that_cannot_be_decided_is_judged_by_its_share_and_named():
         load.num_requests if load.concurrency > 4 else int(load.concurrency == 4 and trial in (3, 7))))
     assert (found.best, found.is_settled, found.undecided) == (4, True, [4])
     assert found.caveat == "its requests do not decide 4"
+    why = "318 of 320 within the targets: 99.38 %, 90 % interval 98.05 to 99.89"
+    assert next(s.reason for s in found.steps if s.level == 4) == why
     assert {s.level: found.outcome(s) for s in found.steps if s.level in (1, 4, 5)} == {
         1: "passed", 4: "passed, undecided", 5: "did not"}
     (finding,) = search_undecided.check(seen(found))
@@ -195,6 +204,39 @@ def test_a_level_that_cannot_be_decided_is_judged_by_its_share_and_named():
     assert "4 in flight passed with 318 of 320 requests within the targets (99.38 %, 90 % interval 98.05 to 99.89, " \
            "99 wanted); about " in finding.evidence
     assert finding.evidence.endswith("would tell")
+
+
+def test_reports_show_how_many_requests_were_within_the_targets(capsys):
+    found, _ = judging(SearchAgenda(options(goodput="ttft:40", search_most=1.0)), lambda load, trial: trial % 5 == 0)
+    why = "318 of 320 within the targets: 99.38 %, 90 % interval 98.05 to 99.89"
+    cell = spec(prompt_tokens=256, output_tokens=64)
+    made = result([(cell, [later(request(), 20_000 * i, index=i) for i in range(320)])], kind="search", search=found,
+                  analysis=Analysis(goodput={"ttft": 40.0}))
+    assert verdicts(made)[cell.id] == "with care"
+    make_console().print(search_table(made))
+    table = capsys.readouterr().out
+    assert "at least 1 in flight (its requests do not decide 1)" in " ".join(table.split())
+    assert table.splitlines()[-1].split(maxsplit=3) == ["1", "passed,", "undecided", why]
+    text = summary(ReportView(made), [])
+    assert "concurrency 1 (its requests do not decide 1)." in text
+    assert f"- 1: passed, undecided; {why}" in text
+    assert f"<td>passed, undecided</td><td class=\"names\">{why}</td>" in search_steps(found)
+    plot = search_plot.make(ReportView(made))
+    assert plot.caption.endswith("Not sure yet: its requests do not decide 1.")
+    assert plot.figure["data"][0]["customdata"][0].endswith(why)
+
+
+def test_a_search_without_doubts_shows_none(capsys):
+    found, cells = run(SearchAgenda(options()), lambda load: {"output_throughput": min(load.concurrency, 4) * 100.0})
+    made = result([(spec(concurrency=c.concurrency, prompt_tokens=256, output_tokens=64),
+                    [request(index=i) for i in range(c.concurrency)]) for c in cells.values()],
+                  kind="search", search=found)
+    make_console().print(search_table(made))
+    table = capsys.readouterr().out
+    assert ": 4 in flight; 8 did not pass" in " ".join(table.split())
+    assert [line.split()[:3] for line in table.splitlines() if line.split()[:1] in (["4"], ["8"])] == [
+        ["4", "passed", "400"], ["8", "did", "not"]]
+    assert "Not sure" not in search_plot.make(ReportView(made)).caption
 
 
 def test_no_number_of_requests_shows_that_all_are_within():

@@ -29,7 +29,7 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
     lines += ["## Audit", "", "Cells: " + (", ".join(f"{n} {v}" for v, n in counts if n) or "none") + ".", ""]
     lines += [f"- **{f.severity}** `{f.name}`: {_plain(f.evidence)}. {_plain(f.advice)}" for f in result.findings]
     if result.search is not None:
-        lines += ["", "## Search", "", _search(result, result.search)]
+        lines += ["", "## Search", "", *_search(result, result.search)]
     lines += ["", "## Cells", "", _row(HEADS), _row(["---", "---"] + ["--:"] * (len(HEADS) - 2))]
     lines += [_row(_cells(view, cell)) for cell in view.cells]
     lines += ["", "Behind a percentile stands its confidence interval of 95 %. *Needs n more*: withheld, with so many "
@@ -41,11 +41,12 @@ def summary(view: ReportView, pictures: Sequence[tuple[Plot, str]]) -> str:
     return "\n".join(lines)
 
 
-def _search(result: RunResult, search: SearchResult) -> str:
+def _search(result: RunResult, search: SearchResult) -> list[str]:
     best = "nothing passed" if search.best is None else f"{search.variable} {search.best:.4g}"
     found = best if is_answer_sound(result) else f"no sound answer, as the audit failed the cell of {best}"
-    return f"{_plain(search.criterion)}: {found}" + (
-        "." if search.is_settled else ", and the search had not come to its end.")
+    caveat = f" ({search.caveat})" if search.caveat else ""
+    return [f"{_plain(search.criterion)}: {found}{caveat}.", "",
+            *(f"- {s.level:.4g}: {search.outcome(s)}; {_plain(s.reason)}" for s in search.steps)]
 
 
 def _cells(view: ReportView, cell: CellResult) -> list[str]:

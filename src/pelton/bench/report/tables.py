@@ -183,7 +183,7 @@ def _client_row(client: ClientLoad) -> list[str]:
 def search_steps(search: SearchResult) -> str:
     """What a search tried, in order."""
     unit = {"concurrency": "in flight", "request_rate": "requests/s"}[search.variable]
-    rows = [f"<tr><th scope=row>{step.level:,.4g}</th><td>{'passed' if step.passed else 'did not'}</td>"
+    rows = [f"<tr><th scope=row>{step.level:,.4g}</th><td>{search.outcome(step)}</td>"
             f'<td class="names">{escape(step.reason)}</td></tr>' for step in search.steps]
     return grid((unit, "", "why"), rows, "Levels in the order in which they were tried")
 

@@ -34,7 +34,7 @@ def make(view: ReportView) -> Plot | None:
         data.append(line("found", 7, [search.best] * 2, [min(ys), max(ys)], line={"dash": "dash"}) | {
             "meta": {"series": 7, "is_soft": True}})
     best = "nothing passed" if search.best is None else f"{search.best:,.4g} {unit}"
-    state = "" if search.is_settled else " The search had not come to its end."
+    state = f" Not sure yet: {search.caveat}." if search.caveat else ""
     if not is_sound:
         best, state = "no sound answer", f" The audit failed the cell of what was found, {best}.{state}"
     return Plot("search", f"Search: {best}", f"Asked for: {search.criterion}.{state}", {"": {
