@@ -6,8 +6,9 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO
 
 from pelton.errors import PeltonError, missing_part
 
@@ -290,16 +291,20 @@ def _subcommand(name: str, commands: dict[str, Command], argv: list[str]) -> int
     return 0 if out is sys.stdout else 2
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point. Returns the exit code: 0, 1 for a PeltonError, 2 for wrong usage, 130 for Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
+def _run(argv: list[str]) -> int:
     if argv[:1] in (["--version"], ["-V"]):
         from pelton import __version__
 
         print(f"pelton {__version__}")
         return 0
+    return _subcommand("", COMMANDS, argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0, 1 for a PeltonError, 2 for wrong usage, 130 for Ctrl-C."""
     try:
-        return _subcommand("", COMMANDS, argv)
+        with _named_output():
+            return _run(sys.argv[1:] if argv is None else argv)
     except PeltonError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -310,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         return 0
     except OSError as error:  # a file the user named; what has no name is a defect and keeps its traceback
         if error.filename is None:
@@ -318,8 +323,55 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}")
 
 
+class _NamedOutput:
+    """Standard output that gives its name to what keeps it from being written, such as a full disk."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        with self._naming():
+            return self._out.write(text)
+
+    def flush(self) -> None:
+        with self._naming():
+            self._out.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = "standard output"
+            _drop(self._out)
+            raise
+
+
+@contextmanager
+def _named_output() -> Iterator[None]:
+    out = sys.stdout
+    if out is not None:
+        sys.stdout = _NamedOutput(out)
+    try:
+        yield
+        if out is not None:
+            sys.stdout.flush()  # at the exit nobody could tell that it failed
+    finally:
+        sys.stdout = out
+
+
+def _drop(out: TextIO) -> None:
+    """Lets what is left in the buffer go nowhere, so that the exit does not try to write it again."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
+
 def _fail(text: str) -> int:
-    print(f"pelton: error: {' '.join(text.split())}", file=sys.stderr)
+    with suppress(OSError):  # standard error may be on the same full disk
+        print(f"pelton: error: {' '.join(text.split())}", file=sys.stderr)
     return 1
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pelton.bench.files import read_result, write_result
 from pelton.bench.options import ServeOptions, SweepOptions
 from pelton.bench.serve import run_serve
 from pelton.bench.sweep import run_sweep
+from pelton.cli import main
 from pelton.errors import ConfigError, ServerError
 
 TINY = Path(str(files("pelton") / "models_data" / "pelton-tiny"))
@@ -272,6 +273,27 @@ def test_server_that_fails_ends_the_run_and_keeps_the_rest(tmp_path, fault, line
     assert "Partial result" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("num_requests", "num_trials", "reason"), [
+    (3, 1, r"every request failed \(http_500"), (6, 1, "4 requests in a row failed"),
+    (6, 2, "4 requests in a row failed")])
+def test_a_server_that_fails_in_the_last_cell_leaves_a_partial_result(tmp_path, num_requests, num_trials, reason):
+    """All requests of the last trial are sent and answered, badly; no cell is left out."""
+    sent = []
+
+    def break_at_last(number, body):
+        if measured(body):
+            sent.append(body)
+        return "status_500" if len(sent) > 2 * (num_requests + 1) * num_trials - min(num_requests, 4) else None
+
+    with server(fault=break_at_last) as made, pytest.raises(ServerError, match="the server failed in cell c1-p40-o5"):
+        sweep(made, tmp_path, concurrency=(1,), num_requests=num_requests, num_trials=num_trials)
+    result = read_result(tmp_path / "results.json")
+    assert (result.status, result.skipped_cells) == ("partial", [])
+    assert re.match(reason, result.cells[-1].stop_reason)
+    assert [(c.num_done, c.status) for c in result.cells] == [(num_requests * num_trials, status)
+                                                              for status in ("complete", "partial")]
+
+
 def test_sizes_the_server_refuses_do_not_end_the_run(tmp_path):
     def refuse_long(number, body):
         return "status_400" if COUNT(body) == 40 and measured(body) else None
@@ -407,7 +429,8 @@ def test_a_disk_that_fills_up_costs_the_files_and_not_the_figures(tmp_path, monk
         write_result(result, directory)
 
     monkeypatch.setattr(command, "write_result", write)
-    with server() as made, pytest.raises(ConfigError, match="No space left on device"):
+    where = f"; what was measured before is kept in {tmp_path / 'results.json'}"
+    with server() as made, pytest.raises(ConfigError, match=f"No space left on device{re.escape(where)}$"):
         sweep(made, tmp_path, concurrency=(1,), prompt_tokens=(12, 40, 60))
     assert kept == [1, 2, 3]
     out, err = capsys.readouterr()
@@ -416,6 +439,25 @@ def test_a_disk_that_fills_up_costs_the_files_and_not_the_figures(tmp_path, monk
     assert "results.json" not in out
     result = read_result(tmp_path / "results.json")
     assert (result.status, result.stop_reason, len(result.cells)) == ("partial", "not ended yet", 1)
+
+
+@pytest.mark.parametrize(("stream", "options", "status"), [("stdout", (), 1), ("stdout", ("--json",), 1),
+                                                           ("stderr", (), 0)])
+def test_a_full_disk_behind_the_terminal_costs_no_measurement(tmp_path, monkeypatch, capsys, stream, options, status):
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    monkeypatch.setattr(sys, stream, full)
+    with server() as made:
+        assert main(["bench", "sweep", made.url, "--concurrency", "1", "--prompt-tokens", "12", "--output-tokens", "3",
+                     "--num-requests", "3", "--no-calibrate", "--output-dir", str(tmp_path), *options]) == status
+    with suppress(OSError):  # what it could not write
+        full.close()
+    if stream == "stdout":
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "pelton: error: standard output cannot be written: No space left on device; all that was measured is kept "
+            f"in {tmp_path}")
+    result = read_result(tmp_path / "results.json")
+    assert (result.status, result.cells[0].num_done) == ("complete", 3)
+    assert (tmp_path / "report.html").exists()
 
 
 def test_interrupt_keeps_what_was_measured(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,14 @@ def test_unknown_commands(run, argv):
 def test_version(run):
     for flag in ("--version", "-V"):
         assert re.fullmatch(r"pelton \d+\.\d+\.\d+\n", run(flag)[1])
+
+
+@pytest.mark.parametrize("argv", ["--version", "plan pelton-tiny", "plan pelton-tiny --json", "bench schema",
+                                  "bench -h"])
+def test_a_full_disk_behind_standard_output_is_one_line(argv):
+    done = subprocess.run(f"{shlex.join([*PELTON, *argv.split()])} > /dev/full", shell=True, stderr=subprocess.PIPE,
+                          text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (1, "pelton: error: standard output: No space left on device\n")
 
 
 # Wrong use.

@@ -1,5 +1,7 @@
 """What a person sees on standard error while a benchmark runs: a line that is drawn again, or plain lines now and then.
 
+What cannot be written, as on a full disk, is left out from then on: no measurement ends for it.
+
 The client only files what ended. A thread of its own reads the answers and draws, twice a second in a terminal, in
 steps of a tenth of a millisecond; a slow terminal keeps it waiting and not the client. A drawing library would hold the
 interpreter for milliseconds a frame, and stamps would wait for it.
@@ -224,9 +226,13 @@ class Progress:
             self._write(f"\r\x1b[K{line}\n" if self._is_terminal else f"{line}\n")
 
     def _write(self, text: str) -> None:
-        if not self._is_silent:
+        if self._is_silent:
+            return
+        try:
             self._out.write(text)
             self._out.flush()
+        except OSError:
+            self._is_silent = True
 
 
 def _percentiles(found: Distribution) -> str:

@@ -235,7 +235,8 @@ class Run:
         num_trials = self._options.num_trials
         skipped = self._agenda.missing(self._cells)
         search = self._agenda.conclude(self._cells)
-        is_whole = not is_running and not skipped and (search is None or search.is_settled) and all(
+        has_ended = not is_running and self._stop_reason is None
+        is_whole = has_ended and not skipped and (search is None or search.is_settled) and all(
             c.status == "complete" and c.num_trials >= num_trials for c in cells)
         series, missing = self._series(start_ns)
         return RunResult(

@@ -200,10 +200,11 @@ def _client_load(results: Sequence[LoadResult], trial: int, epoch_ns: int) -> Cl
 
 
 def _stop_reason(result: LoadResult, records: list[RequestRecord]) -> str | None:
+    if not result.is_server_failing and (result.stop_reason is not None or not _is_server_failing(result, records)):
+        return result.stop_reason
     last = next((r for r in reversed(records) if r.error is not None), None)
-    if result.is_server_failing and last is not None:
-        return f"{result.stop_reason} ({last.error}: {last.error_message})"
-    return result.stop_reason
+    what = result.stop_reason or "every request failed"
+    return what if last is None else f"{what} ({last.error}: {last.error_message})"
 
 
 def _is_server_failing(result: LoadResult, records: list[RequestRecord]) -> bool:

@@ -1,3 +1,4 @@
+import errno
 import io
 import threading
 
@@ -101,6 +102,24 @@ def test_pipe_gets_plain_lines():
     progress.stop()
     assert "\x1b" not in out.getvalue()
     assert "cell 1/1: r2-p16-o4-whole" in out.getvalue()
+
+
+def test_what_cannot_be_written_is_left_out():
+    class Full(Terminal):
+        num_writes = 0
+
+        def write(self, text):
+            self.num_writes += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = Full()
+    progress = Progress(out=out)
+    progress.start(1, TARGET)
+    progress.cell_started(spec(num_requests=20))
+    progress.request_ended(answer(1.0))
+    progress.draw()
+    progress.stop()
+    assert out.num_writes == 1
 
 
 @pytest.mark.parametrize("out", [Terminal(), io.StringIO()])
