@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers import dialect_servers
 from helpers.bench import UNWATCHED, prompt_counter
@@ -103,6 +104,31 @@ def test_tritons_model_can_be_named_and_must_generate(tmp_path):
             run(made, tmp_path, protocol="triton", token_ids=True, endpoint="completions")
         with pytest.raises(ConfigError, match=r"^session_turns must be 1 unless endpoint is chat"):
             run(made, tmp_path, protocol="triton", session_turns=2)
+
+
+@pytest.mark.parametrize(("backend", "name"), [("vllm", "sampling_parameters"), ("plain", "parameters")])
+def test_added_sampling_fields_join_those_of_the_benchmark(tmp_path, backend, name):
+    with triton(backend) as made:
+        run(made, tmp_path, extra_inputs=msgspec.json.encode({name: {"top_p": 0.5}}).decode())
+    sent = made.bodies[-1][name]
+    sent = msgspec.json.decode(sent) if isinstance(sent, str) else sent
+    assert (sent["top_p"], sent["max_tokens"], sent["temperature"]) == (0.5, 6, 0.0)
+
+
+def test_added_fields_that_triton_would_not_follow_are_refused(tmp_path):
+    with triton("trtllm") as made:
+        with pytest.raises(ConfigError, match="must leave out top_k, by which this model is asked for temperature 0"):
+            run(made, tmp_path, extra_inputs="top_k:5")
+        with pytest.raises(ConfigError, match="must name inputs of the model, which has no top_q"):
+            run(made, tmp_path, protocol="kserve", extra_inputs="top_q:5")
+        run(made, tmp_path, extra_inputs="top_k:5", temperature=0.5)
+    assert (made.bodies[-1]["top_k"], made.bodies[-1]["temperature"]) == (5, 0.5)
+
+
+def test_added_options_of_ollama_join_those_of_the_benchmark(tmp_path):
+    with ollama() as made:
+        run(made, tmp_path, protocol="ollama", model="tiny", extra_inputs='{"options": {"num_ctx": 4096}}')
+    assert made.bodies[-1]["options"] == {"num_ctx": 4096, "num_predict": 6, "temperature": 0.0}
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])

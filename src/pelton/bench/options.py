@@ -14,7 +14,7 @@ from pelton.bench.idle_options import refuse_idle
 from pelton.bench.load.options import DEFAULT_NUM_REQUESTS, LoadOptions, require, require_list
 from pelton.bench.prompts.lengths import Lengths
 from pelton.bench.prompts.options import PromptOptions
-from pelton.bench.protocols.fields import read_fields
+from pelton.bench.protocols.fields import check_added, read_fields
 from pelton.bench.results import LoadSpec
 
 SEARCH_SECONDS = 10.0
@@ -38,7 +38,8 @@ class TargetOptions:
     KServe v2's infer over HTTP (whole answers only); ollama: Ollama's own API; auto: openai, or triton where the server
     has no such routes."""
     extra_inputs: str | None = None
-    """Further fields of every request: NAME:VALUE joined by commas, or a JSON object."""
+    """Further fields of every request: NAME:VALUE joined by commas, or a JSON object; none that the benchmark decides,
+    such as temperature."""
     tokenizer: str | None = None
     """Directory with the served model's tokenizer.json, or pelton-tiny; none: asked of the server (Pelton only)."""
     token_ids: bool = False
@@ -78,7 +79,7 @@ class TargetOptions:
                  "0 or more")
         require(math.isfinite(self.request_timeout) and self.request_timeout > 0, "request_timeout",
                  self.request_timeout, "above 0 seconds")
-        _ = self.extra_fields
+        check_added("extra_inputs", self.extra_fields)
         require(not self.token_ids or self.endpoint == "completions", "token_ids", self.token_ids,
                  "off unless endpoint is completions (chat takes no token ids)")
 

@@ -87,6 +87,27 @@ def test_a_search_takes_what_shapes_its_rates():
     assert (load.kind, load.rate, load.max_in_flight) == ("constant", 7.0, 3)
 
 
+@pytest.mark.parametrize(("text", "name", "instead"), [
+    ("temperature:0.7", "temperature", "give temperature"), ("ignore_eos:false", "ignore_eos", "no-fixed-output"),
+    ("min_tokens:0", "min_tokens", "no-fixed-output"), ("max_tokens:5", "max_tokens", "output_tokens"),
+    ("max_completion_tokens:5", "max_completion_tokens", "output_tokens"), ("stream:false", "stream", "serve"),
+    ('{"stream_options": {}}', "stream_options", "serve"), ("model:x", "model", "give model"),
+    ("prompt:x", "prompt", "prompt_tokens"), ('{"messages": []}', "messages", "prompt_tokens"),
+    ("top_k:5,n:2", "n", "one answer"), ('{"options": {"num_ctx": 9, "num_predict": 3}}', "num_predict", "output_tok"),
+    ('{"sampling_parameters": {"temperature": 1}}', "temperature", "give temperature"),
+    ("return_num_output_tokens:false", "return_num_output_tokens", "counts")])
+def test_added_fields_that_the_benchmark_decides_are_refused(text, name, instead):
+    with pytest.raises(ConfigError, match=f"^extra_inputs must leave out {name}, .*{instead}"):
+        SweepOptions(url="http://x", extra_inputs=text)
+
+
+def test_added_fields_of_a_server_are_taken():
+    text = '{"top_k": 5, "options": {"num_ctx": 9}, "chat_template_kwargs": {"enable_thinking": false}}'
+    assert SweepOptions(url="http://x", extra_inputs=text).extra_fields["options"] == {"num_ctx": 9}
+    with pytest.raises(ConfigError, match="extra_inputs: parameters must be a JSON object"):
+        SweepOptions(url="http://x", extra_inputs="parameters:3")
+
+
 def test_command_line_repeats_the_run_without_the_key():
     options = SweepOptions(url="http://x:1", concurrency=(1, 2), api_key="secret", fixed_output=False, seed=3)
     words = "pelton bench sweep http://x:1 --no-fixed-output --seed 3 --concurrency 1,2"

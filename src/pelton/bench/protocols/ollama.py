@@ -43,13 +43,13 @@ class OllamaDialect:
         return f"/{self.prefix}/api/{'chat' if self.endpoint == 'chat' else 'generate'}"
 
     def body(self, prompt: Prompt, *, output_tokens: int, stream: bool) -> bytes:
-        fields: dict[str, Any] = {"model": self.model, "stream": stream,
-                                  "options": {"num_predict": output_tokens, "temperature": self.temperature}}
+        options = {"num_predict": output_tokens, "temperature": self.temperature, **self.extra.get("options", {})}
+        fields: dict[str, Any] = {"model": self.model, "stream": stream}
         if self.endpoint == "chat":
             fields["messages"] = prompt.as_messages
         else:
             fields |= {"prompt": prompt.text, "raw": True}
-        return msgspec.json.encode(fields | self.extra)
+        return msgspec.json.encode({**fields, **self.extra, "options": options})
 
     def output_variants(self, *, fixed: bool) -> Sequence[OllamaDialect]:
         return [self]

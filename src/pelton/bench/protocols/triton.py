@@ -20,6 +20,7 @@ from pelton.bench.prompts.prompt import Prompt
 from pelton.bench.protocols.answer import Answer, begin_answer, error_text, has_body, read_count, read_object
 from pelton.bench.protocols.dialect import OutputControl
 from pelton.bench.protocols.sse import read_events
+from pelton.errors import ConfigError
 
 COUNTS = ("return_num_input_tokens", "return_num_output_tokens", "return_finish_reason", "exclude_input_in_output")
 EMPTY_LISTS = ("bad_words", "stop_words")  # older ensembles want them though nothing is banned
@@ -46,6 +47,12 @@ class GenerateDialect:
     output_control: OutputControl = "max_tokens"
     can_stream: bool = True
 
+    def __post_init__(self) -> None:
+        is_asked_by_top_k = not self.temperature and {"max_tokens", "top_k"} <= set(self.inputs)
+        if is_asked_by_top_k and "top_k" in self.extra:
+            raise ConfigError("extra_inputs must leave out top_k, by which this model is asked for temperature 0; give "
+                              "a temperature above 0")
+
     def route(self, *, stream: bool) -> str:
         return f"/{self.prefix}/v2/models/{self.model}/{'generate_stream' if stream else 'generate'}"
 
@@ -59,17 +66,18 @@ class GenerateDialect:
         found |= {name: "" for name in EMPTY_LISTS if name in self.inputs}
         if "stream" in self.inputs:
             found["stream"] = stream
-        sampling = self._sampling(output_tokens)
+        sampling, extra = self._sampling(output_tokens), dict(self.extra)
         if "max_tokens" in self.inputs:
             found |= {name: value for name, value in sampling.items() if name in self.inputs}
             if not self.temperature and "top_k" in self.inputs:
                 found["top_k"] = 1  # some versions refuse a temperature of 0
                 found.pop("temperature", None)
         elif "sampling_parameters" in self.inputs:
+            sampling |= extra.pop("sampling_parameters", {})
             found["sampling_parameters"] = msgspec.json.encode(sampling).decode()
         else:
-            found["parameters"] = sampling
-        return found | self.extra
+            found["parameters"] = sampling | extra.pop("parameters", {})
+        return found | extra
 
     def _sampling(self, output_tokens: int) -> dict[str, Any]:
         found: dict[str, Any] = {"max_tokens": output_tokens, "temperature": self.temperature}
@@ -133,6 +141,12 @@ class InferDialect(GenerateDialect):
     """KServe v2's `/v2/models/NAME/infer`: named tensors in, named tensors out, whole answers only."""
 
     can_stream: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.extra if name not in self.inputs and name != "parameters"]
+        if unknown:
+            raise ConfigError(f"extra_inputs must name inputs of the model, which has no {', '.join(unknown)}")
 
     def route(self, *, stream: bool) -> str:
         return f"/{self.prefix}/v2/models/{self.model}/infer"
