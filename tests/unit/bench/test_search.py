@@ -7,7 +7,7 @@ from helpers.bench import later, request, result, spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelton.bench.audit import verdicts
+from pelton.bench.audit import audit, verdicts
 from pelton.bench.audit.checks import search_undecided
 from pelton.bench.load.tally import BUDGET_SPENT
 from pelton.bench.options import SearchOptions
@@ -16,7 +16,7 @@ from pelton.bench.report.markdown import summary
 from pelton.bench.report.plots import search as search_plot
 from pelton.bench.report.tables import search_steps
 from pelton.bench.report.view import ReportView
-from pelton.bench.results import Analysis, MetricResult
+from pelton.bench.results import Analysis, ClientLoad, MetricResult
 from pelton.bench.search import SearchAgenda, below_knee, next_level
 from pelton.bench.table import make_console, search_table
 from pelton.errors import ConfigError
@@ -224,6 +224,24 @@ def test_reports_show_how_many_requests_were_within_the_targets(capsys):
     plot = search_plot.make(ReportView(made))
     assert plot.caption.endswith("Not sure yet: its requests do not decide 1.")
     assert plot.figure["data"][0]["customdata"][0].endswith(why)
+
+
+@pytest.mark.parametrize(("lag_ms", "num_late", "is_named"), [(25, 8, True), (20, 8, False), (25, 60, False)])
+def test_lags_of_the_client_that_may_have_failed_a_level(lag_ms, num_late, is_named):
+    """Answers have their first token after 10 ms; 34 ms are wanted, which leaves 24 for the client."""
+    found, _ = judging(SearchAgenda(options(goodput="ttft:34", search_most=1.0, num_requests=320)),
+                       lambda load, trial: num_late)
+    assert (found.best, found.least_failed, found.undecided) == (None, 1, [])
+    made = result([(spec(prompt_tokens=256, output_tokens=64), [request(index=i) for i in range(9)])], kind="search",
+                  search=found, analysis=Analysis(goodput={"tpot": 5.0, "ttft": 34.0}))
+    assert made.cells[0].distribution("ttft").p50 == 10
+    client = ClientLoad(num_workers=1, cpu_share=[0.1], loop_lag_p99_us=lag_ms * 1e3, clock_jump_us=0)
+    made = msgspec.structs.replace(made, cells=[msgspec.structs.replace(made.cells[0], client=client)])
+    named = [f for f in audit(made) if f.name == "search_client_late"]
+    assert bool(named) is is_named
+    if is_named:
+        assert "8 of 320 requests outside the targets; the client woke up to 25.0 ms late (P99), and half of all " \
+               "ttft left it no more than 24.0 ms of 34" in named[0].evidence
 
 
 def test_a_search_without_doubts_shows_none(capsys):
