@@ -149,6 +149,24 @@ def test_trace_is_sent_again_with_its_sizes(tmp_path):
     assert [round((r.scheduled_us - records[0].scheduled_us) / 1e3) for r in records] == [0, 10, 20, 30, 40]
 
 
+def test_requests_of_a_trace_without_output_ask_for_a_token_and_are_told(tmp_path, capsys):
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,20,0\n2023-11-16 18:15:46.1,22,3\n")
+    _, records, _ = sweep(tmp_path, trace=str(path), num_warmup=None)
+    assert [r.output_tokens for r in records] == [1, 3]
+    told = "1 request of the trace recorded no output and asked for 1 token"
+    assert read_result(tmp_path / "results.json").workload.prompts.endswith(f"; {told}")
+    assert told in capsys.readouterr().err.splitlines()
+
+
+def test_blocks_of_a_trace_and_the_words_of_a_file_are_not_both_sent(tmp_path):
+    (tmp_path / "text").write_text("Some words of a text.")
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"timestamp": 0, "input_length": 20, "output_length": 3, "hash_ids": [1]}')
+    with pytest.raises(ConfigError, match=r"^trace must be without hash_ids"):
+        sweep(tmp_path, trace=str(path), prompt_text=str(tmp_path / "text"))
+
+
 def test_trace_with_prompts_below_the_floor_is_refused(tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_text('{"timestamp": 0, "input_length": 1, "output_length": 3}')

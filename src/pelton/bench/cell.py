@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pelton.bench.counted import counted
 from pelton.bench.load.options import LoadOptions
 from pelton.bench.load.trace import TraceRequest
 from pelton.bench.prompts.factory import PromptFactory
@@ -39,6 +40,14 @@ class CellSpec:
             prompts.check(min(r.prompt_tokens for r in self.trace))
         else:
             self.content.check(prompts, self.prompt_tokens)
+
+    @property
+    def remark(self) -> str | None:
+        """What a trace asked for and cannot be had."""
+        num_empty = sum(not request.output_tokens for request in self.trace)
+        if not num_empty:
+            return None
+        return f"{counted(num_empty, 'request')} of the trace recorded no output and asked for 1 token"
 
     @property
     def id(self) -> str:

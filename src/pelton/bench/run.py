@@ -95,6 +95,7 @@ class Run:
         self._earlier_cells = dict(self._cells)
         self._keep_after_ns = 0
         self._stop_reason: str | None = None
+        self._remarks: list[str] = []
         self._analysis: Analysis
         self._watch: Watch
 
@@ -114,6 +115,8 @@ class Run:
         self._analysis = self._options.make(Analysis(hardware=target.hardware))
         for _, spec in self._agenda.upcoming(self._cells):
             spec.check(target.prompts)
+            if spec.remark is not None and spec.remark not in self._remarks:
+                self._remarks.append(spec.remark)
         self._watch = Watch(gpus=self._options.gpus_to_watch(target.client.address.host),
                             metrics_url=self._options.url_to_watch(target.client.address.url))
         start_ns = now_ns() - (0 if self._earlier is None else round(self._earlier.duration_s * 1e9))
@@ -121,6 +124,8 @@ class Run:
         budget = Budget(None if seconds is None else now_ns() + round(seconds * 1e9))
         self._progress.start(len(self._agenda.upcoming(self._cells)), target.info,
                              in_flight=lambda: target.client.num_in_flight)
+        for remark in self._remarks:
+            self._progress.say(remark)
         try:
             self._watch.start()
             is_first = True
@@ -255,7 +260,7 @@ class Run:
             num_trials=options.num_trials, temperature=options.temperature, fixed_output=options.fixed_output,
             seed=self._seed, request_timeout_s=options.request_timeout,
             duration_budget_s=getattr(options, "duration_budget", None),
-            prompts=describe(options.prompt_spec), prompt_spec=options.prompt_spec,
+            prompts="; ".join([describe(options.prompt_spec), *self._remarks]), prompt_spec=options.prompt_spec,
             session=session_of(options),
             cancellation_delay_s=options.cancellation_delay if options.cancellation_rate else None,
             first_tokens_unique=target.prompts.first_tokens_unique,

@@ -8,6 +8,7 @@ from pathlib import Path
 from pelton.bench.agenda import FixedAgenda
 from pelton.bench.cell import CellSpec, default_warmup, session_of
 from pelton.bench.command import measure
+from pelton.bench.load.options import require
 from pelton.bench.load.trace import read_trace
 from pelton.bench.options import SweepOptions
 from pelton.bench.prompts.trial import Content
@@ -32,7 +33,10 @@ def sweep_specs(options: SweepOptions) -> list[CellSpec]:
     if options.trace is not None:
         trace = read_trace(Path(options.trace).expanduser())[: options.num_requests]
         prompt_tokens, output_tokens = (round(sum(sizes) / len(trace)) for sizes in (
-            [r.prompt_tokens for r in trace], [r.output_tokens for r in trace]))
+            [r.prompt_tokens for r in trace], [max(r.output_tokens, 1) for r in trace]))
+        if any(r.blocks for r in trace):
+            require(options.prompt_spec.source == "synthetic", "trace", options.trace,
+                    "without hash_ids where prompts are made of a file, for those say which words are alike")
         return [CellSpec(load=load, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
                          is_stream=options.can_stream,
                          num_warmup=options.num_warmup or 0, trace=trace, content=Content(options.prompt_spec),

@@ -24,6 +24,13 @@ def test_what_is_no_length_is_refused(text):
         Lengths.parse(text)
 
 
+@pytest.mark.parametrize("text", ["10000001", "5-10000001", "10000001~5", "5~10000001"])
+def test_lengths_beyond_any_model_are_refused(text):
+    with pytest.raises(ValueError, match="at most 10,000,000"):
+        Lengths.parse(text)
+    assert Lengths.parse("10000000").mean == 10_000_000
+
+
 def test_draws_follow_the_distribution():
     def drawn(text):
         return list(islice(Lengths.parse(text).draws(random.Random(3)), 4000))

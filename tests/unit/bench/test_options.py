@@ -28,7 +28,9 @@ def test_every_field_is_explained(cls):
     ({"burstiness": 0.0}, "burstiness"), ({"arrivals": "gamma"}, "burstiness"), ({"max_in_flight": 0}, "max_in_flight"),
     ({"cancellation_rate": 1.5}, "cancellation_rate"), ({"measurement_duration": 0.0}, "measurement_duration"),
     ({"trace_speed_up": 0.0}, "trace_speed_up"), ({"stages": "1:1", "trace": "x"}, "stages and trace"),
-    ({"output_dir": ""}, "output_dir")])
+    ({"output_dir": ""}, "output_dir"), ({"prompt_tokens": (99999999999,)}, "prompt_tokens"),
+    ({"session_turns": 2, "session_turn_tokens": 99999999999}, "session_turn_tokens"),
+    ({"output_tokens_stddev": 99999999999.0}, "output_tokens_stddev")])
 def test_wrong_values_name_their_field(changes, field):
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         SweepOptions(**{"url": "http://x", **changes})

@@ -113,6 +113,14 @@ def test_size_below_the_template_is_refused_with_the_floor(tiny):
         factory.make(factory.floor - 1)
 
 
+@pytest.mark.parametrize(("added", "shown"), [(0, "0 tokens"), (1, "1 token")])
+def test_size_below_the_floor_of_plain_prompts_blames_no_template(tiny, added, shown):
+    factory = PromptFactory(vocabulary(tiny, "completions"), seed=1, correction=added - sum(
+        PromptFactory(vocabulary(tiny, "completions"), seed=1).frame))
+    with pytest.raises(ConfigError, match=f"adds to every prompt, such as BOS, alone takes {shown};"):
+        factory.make(added)
+
+
 def test_correction_moves_sizes_and_floor(tiny):
     words = vocabulary(tiny, "chat")
     factory = PromptFactory(words, seed=1)

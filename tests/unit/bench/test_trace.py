@@ -45,7 +45,8 @@ def test_azure_times_with_a_zone(tmp_path):
     ("", "holds no requests"), ("a,b\n1,2\n", "line 2: neither a Mooncake nor an Azure"),
     ('{"timestamp": 1, "input_length": 0, "output_length": 3}', "line 1"), ('{"timestamp": 1', "not a JSON object"),
     ('{"timestamp": "x", "input_length": 2, "output_length": 3}', "line 1"),
-    ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "line 2")])
+    ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "line 2"),
+    ('{"timestamp": 1, "input_length": 20000000, "output_length": 3}', "at most 10,000,000")])
 def test_lines_that_are_none(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_trace(write(tmp_path, text))

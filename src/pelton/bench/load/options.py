@@ -12,6 +12,7 @@ from pelton.bench.results import LoadSpec, LoadStage
 from pelton.errors import ConfigError
 
 DEFAULT_NUM_REQUESTS = 32
+MOST_TOKENS = 10_000_000  # beyond any model's longest; prompts of a mistyped size would be made for hours
 
 
 def require(ok: bool, name: str, value: object, want: str) -> None:
@@ -100,7 +101,8 @@ class LoadOptions:
         require(self.max_in_flight >= 1, "max_in_flight", self.max_in_flight, "at least 1")
         require(0 <= self.cancellation_rate <= 1, "cancellation_rate", self.cancellation_rate, "from 0 to 1")
         require(self.session_turns >= 1, "session_turns", self.session_turns, "at least 1")
-        require(self.session_turn_tokens >= 1, "session_turn_tokens", self.session_turn_tokens, "at least 1")
+        require(1 <= self.session_turn_tokens <= MOST_TOKENS, "session_turn_tokens", self.session_turn_tokens,
+                f"from 1 to {MOST_TOKENS:,}")
         require(math.isfinite(self.think_time) and self.think_time >= 0, "think_time", self.think_time, "0 or more")
         if self.session_turns > 1:
             require(self.trace is None, "trace", self.trace, "left out with session_turns")

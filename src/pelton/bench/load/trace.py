@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from pelton.bench.load.options import MOST_TOKENS
 from pelton.errors import ConfigError
 
 MOONCAKE_BLOCK_TOKENS = 512
@@ -31,6 +32,7 @@ class TraceRequest:
     """Since the first request of the log."""
     prompt_tokens: int
     output_tokens: int
+    """As it was recorded; 0 where nothing was generated."""
     blocks: tuple[int, ...] = ()
     """Names of the prompt's blocks of 512 tokens, the last may be shorter; equal names are equal text."""
 
@@ -95,8 +97,8 @@ def _read_row(row: dict[str, Any]) -> TraceRequest:
         made = TraceRequest(float(row["timestamp"]) / 1e3, int(row["input_length"]), int(row["output_length"]), blocks)
     else:
         made = TraceRequest(_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
-    if made.prompt_tokens < 1 or made.output_tokens < 0:
-        raise ValueError("token counts must be positive")
+    if not 1 <= made.prompt_tokens <= MOST_TOKENS or not 0 <= made.output_tokens <= MOST_TOKENS:
+        raise ValueError(f"token counts must be positive and at most {MOST_TOKENS:,}")
     return made
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 
+from pelton.bench.counted import counted
 from pelton.bench.prompts.prompt import Prompt
 from pelton.bench.prompts.vocabulary import Messages, Vocabulary
 from pelton.bench.prompts.words import Words
@@ -88,14 +89,14 @@ class PromptFactory:
         """
         if num_tokens < self.floor:
             raise ConfigError(
-                f"prompt_tokens {num_tokens} is below the floor of {self.floor}: the chat template alone takes "
-                f"{self.template_tokens} tokens; ask for {self.floor} or more, or use the completions endpoint with "
-                "token_ids")
+                f"prompt_tokens {num_tokens} is below the floor of {self.floor}: {self.vocabulary.frame} alone takes "
+                f"{counted(self.template_tokens, 'token')}; ask for {self.floor} or more, or use the completions "
+                "endpoint with token_ids")
         if num_tokens < self.floor + prefix_tokens:
             raise ConfigError(
                 f"prompt_tokens {num_tokens} is below the floor of {self.floor + prefix_tokens}: the shared prefix "
-                f"takes {prefix_tokens} tokens, the chat template {self.template_tokens}, and one must be the prompt's "
-                "own")
+                f"takes {prefix_tokens} tokens, {self.vocabulary.frame} {self.template_tokens}, and one must be the "
+                "prompt's own")
 
     def make(self, num_tokens: int) -> Prompt:
         """A prompt of random words that the server will count as `num_tokens`.

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from pelton.bench.load.options import MOST_TOKENS
 from pelton.errors import ConfigError
 
 WANT = "a number, LOW-HIGH (uniform), MEAN~STDDEV (normal) or data (as the data set has them)"
@@ -33,7 +34,7 @@ class Lengths(msgspec.Struct, frozen=True):
         """Reads 128, 100-200, 512~64 (also 512±64) or data.
 
         Raises:
-            ValueError: it is none of these, or a length below 1.
+            ValueError: it is none of these, or a length below 1 or above MOST_TOKENS.
         """
         text = str(text).strip()
         if text == "data":
@@ -48,6 +49,8 @@ class Lengths(msgspec.Struct, frozen=True):
             raise ValueError(f"must be {WANT}, got {text!r}")
         if made.low < 1 or (made.kind == "uniform" and made.high < made.low):
             raise ValueError(f"must be lengths of at least 1, LOW at most HIGH, got {text!r}")
+        if max(made.low, made.high, made.stddev) > MOST_TOKENS:
+            raise ValueError(f"must be lengths of at most {MOST_TOKENS:,}, got {text!r}")
         return made
 
     def __str__(self) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pelton.bench.load.options import require
+from pelton.bench.load.options import MOST_TOKENS, require
 from pelton.bench.prompts.lengths import WANT, Lengths
 from pelton.bench.prompts.source import Material, read_material
 from pelton.bench.prompts.trial import Content
@@ -66,7 +65,7 @@ class PromptOptions:
 
     def _read_lengths(self, name: str, stddev: float) -> None:
         """Makes Lengths of what may be numbers and text, and applies the standard deviation."""
-        require(math.isfinite(stddev) and stddev >= 0, f"{name}_stddev", stddev, "0 or more")
+        require(0 <= stddev <= MOST_TOKENS, f"{name}_stddev", stddev, f"from 0 to {MOST_TOKENS:,}")
         value = getattr(self, name)
         values = value if isinstance(value, (tuple, list)) else (value,)
         require(len(values) >= 1, name, value, "at least one number")

@@ -14,7 +14,8 @@ Messages = list[dict[str, str]]
 class Vocabulary:
     """`encode` counts a prompt's content as the server will: inside the chat template, or with the special tokens of
     a plain prompt. `encode_plain` adds nothing. `encode_messages` counts a whole conversation as the route gets it.
-    `token_text` is a single token's text within others, of special ones nothing.
+    `token_text` is a single token's text within others, of special ones nothing. `frame` names what stands around a
+    prompt's content.
     """
 
     encode: Callable[[str], list[int]]
@@ -22,6 +23,7 @@ class Vocabulary:
     token_text: Callable[[int], str]
     size: int
     encode_messages: Callable[[Messages], list[int]] | None = None
+    frame: str = "what the tokenizer adds to every prompt, such as BOS,"
 
 
 def make_vocabulary(tokenizer: Tokenizer, *, is_chat: bool, token_ids: bool) -> Vocabulary:
@@ -39,7 +41,7 @@ def make_vocabulary(tokenizer: Tokenizer, *, is_chat: bool, token_ids: bool) -> 
     encode = plain if token_ids else tokenizer.encode
     if is_chat:
         return Vocabulary(lambda text: in_chat([{"role": "user", "content": text}]), plain, token_text,
-                          tokenizer.vocab_size, in_chat)
+                          tokenizer.vocab_size, in_chat, "the chat template")
     return Vocabulary(encode, plain, token_text, tokenizer.vocab_size, lambda m: encode(flatten(m)))
 
 
