@@ -288,7 +288,6 @@ def join_trial(cell: CellResult, outcome: TrialOutcome, trial: int) -> CellResul
         client = msgspec.structs.replace(client, num_workers=max(cell.client.num_workers, client.num_workers),
                                          cpu_share=shares, loop_lag_p99_us=max(lags, default=None),
                                          loop_lag_max_us=max(longest, default=None),
-                                         stalled_us=cell.client.stalled_us + client.stalled_us,
                                          stalls=[*cell.client.stalls, *client.stalls],
                                          clock_jump_us=max(cell.client.clock_jump_us, client.clock_jump_us))
     return msgspec.structs.replace(cell, num_trials=trial + 1, client=client, num_held=cell.num_held + outcome.num_held,

@@ -49,8 +49,6 @@ class ClientLoad(Record, kw_only=True):
     """How late the event loop woke from its timers, P99 over all workers; none when it was not measured."""
     loop_lag_max_us: float | None = None
     """The longest of these lags; none when it was not measured."""
-    stalled_us: int = 0
-    """All stalls together, over all workers and trials."""
     stalls: list[Stall] = msgspec.field(default_factory=list)
     """Lags of 150 ms and more, by trial and worker."""
     clock_jump_us: int = 0
