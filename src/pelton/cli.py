@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from pelton.errors import PeltonError, missing_part
+from pelton.stdout import drop, named_output
 
 Command = Callable[[list[str]], int]
 
@@ -303,7 +303,7 @@ def _run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 1 for a PeltonError, 2 for wrong usage, 130 for Ctrl-C."""
     try:
-        with _named_output():
+        with named_output():
             return _run(sys.argv[1:] if argv is None else argv)
     except PeltonError as error:
         return _fail(str(error))
@@ -315,58 +315,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        _drop(sys.stdout)
+        drop(sys.stdout)
         return 0
     except OSError as error:  # a file the user named; what has no name is a defect and keeps its traceback
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}")
-
-
-class _NamedOutput:
-    """Standard output that gives its name to what keeps it from being written, such as a full disk."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def write(self, text: str) -> int:
-        with self._naming():
-            return self._out.write(text)
-
-    def flush(self) -> None:
-        with self._naming():
-            self._out.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = "standard output"
-            _drop(self._out)
-            raise
-
-
-@contextmanager
-def _named_output() -> Iterator[None]:
-    out = sys.stdout
-    if out is not None:
-        sys.stdout = _NamedOutput(out)
-    try:
-        yield
-        if out is not None:
-            sys.stdout.flush()  # at the exit nobody could tell that it failed
-    finally:
-        sys.stdout = out
-
-
-def _drop(out: TextIO) -> None:
-    """Lets what is left in the buffer go nowhere, so that the exit does not try to write it again."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def _fail(text: str) -> int:
